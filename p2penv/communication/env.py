@@ -1,0 +1,319 @@
+"""The communication game as a functional environment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+
+from p2penv.communication import equilibrium, physical, rules
+from p2penv.communication.policies import ProfilePolicy
+from p2penv.communication.rules import Params
+from p2penv.communication.scenario import Scenario, load_scenario
+from p2penv.core import validation
+from p2penv.core.arrays import Array, clip, namespace, safe_divide
+from p2penv.core.contract import Draw, Noise, Policy, Role, Step
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Range of the moving renewable generation an observation can show, in stationary standard deviations.
+SPREAD = 5.0
+
+
+class State(NamedTuple):
+    """State of E episodes."""
+
+    private_information: Array  # (E, N) y [MWh]
+    price: Array  # (E,) last clearing price [$/MWh]
+    imbalance: Array  # (E,) last ΣQ [MWh]
+    time: Array  # (E,) steps played
+
+
+class Communication:
+    """Strategic, noisy reports in a peer-to-peer electricity market.
+
+    ## Description
+    N prosumers each hold private information y_n, nominal demand minus renewable generation. The market clears on
+    what they report, ỹ_n = y_n + x_n + ε_n with ε_n ~ N(0, V_n). A shift x_n moves the price in one's favour; the
+    operator buys the imbalance this causes at p0 and splits the bill, and noise, which makes reports private, costs
+    everybody. Source: Shilov, Le Cadre, Bušić; the rules module lists the corrections to it.
+
+    ## Agents
+    ``prosumer_0 … prosumer_{N-1}``; node 0 is the root of the network.
+
+    ## Actions
+    ``Box(-1, 1, (2,))``: shift x_n = α_n·a_0 and variance V_n = least·(1 + variance_max·(a_1 + 1)/2), where least is
+    x_n²/(2A_n): (8d) and (8e) hold by construction. With ``privacy="floor"`` the least variance is α_n²/(2A_n)
+    whatever the shift. Without it a truthful report (x = 0, so V = 0) discloses y_n exactly: (8e) alone allows that.
+
+    ## Observations
+    ``Box(-1, 1)``: the own cost parameters, bounds and base y (each over the largest of all agents), public
+    constants v as v/(1 + |v|), then the own y relative to its base, the last price and the last imbalance, clipped.
+    Never another agent's y. The first observation shows the truthful price and no imbalance.
+
+    ## Rewards
+    The paper's utility gap: cost at truthful play minus cost [$], so 0 is truthful. ``reward="expected"`` uses the
+    exact expectation over the noise, ``"realised"`` the drawn reports.
+
+    ## Equilibrium
+    ``p2penv.communication.equilibrium`` has the exact variational equilibrium and exploitability of the analytic
+    settlement. Under ``settlement="physical"`` that profile is no equilibrium; exploitability is then found by
+    certified search.
+
+    ## Shared constraints
+    (8b) and (8c) bound the total of all reports, so no single action can be projected onto them. They are reported
+    in ``slack``; ``shared_penalty`` R > 0 charges every agent R/2·violation². A common penalty means a common
+    multiplier, so the penalised equilibrium tends to the variational one as R grows.
+
+    ## Episode end
+    ``horizon=1`` is the one-shot game and terminates. Longer games truncate; between steps renewable generation
+    moves as an AR(1) around its base, independently for each agent (a negative value is inflexible demand), while
+    nominal demand and bounds stay.
+
+    ## Infos
+    ``price`` [$/MWh], ``imbalance`` ΣQ [MWh], ``slack`` of the shared interval [MWh, < 0 if violated] for the
+    market; ``shift``, ``variance``, ``privacy_loss`` η [nat] (its law is N(η, 2η)), ``privacy_price`` [$/MWh] for
+    each agent.
+
+    ## Arguments
+    Args:
+        scenario: name, TOML path or ``Scenario``.
+        horizon: steps an episode.
+        reward: ``"expected"`` or ``"realised"``.
+        settlement: ``"analytic"`` (the paper's interior price) or ``"physical"`` (cleared within all bounds).
+        shared_penalty: R ≥ 0 [$/MWh²]; analytic settlement only.
+        variance_max: most extra variance, relative to the least, ≥ 0.
+        autoregression: ρ in [0, 1) of the renewable deviation.
+        renewable_sd: stationary standard deviation of it, ≥ 0 [MWh].
+        infos: ``"full"`` or ``"none"``.
+        **overrides: what ``load_scenario`` takes (``net_load``, ``max_shift``, ``privacy``, …).
+
+    Raises:
+        ValueError: an option outside its range; the message names it.
+
+    ## Version history
+    * v0: first version.
+    """
+
+    name = "communication_v0"
+    action_names = ("shift", "variance")
+    metadata: Mapping[str, Any] = {"name": name, "render_modes": ["human", "rgb_array"], "render_fps": 2}
+
+    def __init__(
+        self,
+        scenario: str | Path | Scenario = "ieee14",
+        *,
+        horizon: int = 1,
+        reward: Literal["expected", "realised"] = "expected",
+        settlement: rules.Settlement = "analytic",
+        shared_penalty: float = 0.0,
+        variance_max: float = 1.0,
+        autoregression: float = 0.9,
+        renewable_sd: float = 3.0,
+        infos: Literal["full", "none"] = "full",
+        **overrides: Any,
+    ) -> None:
+        if isinstance(scenario, Scenario):
+            scenario = scenario.replace(**overrides) if overrides else scenario
+        else:
+            scenario = load_scenario(scenario, **overrides)
+        self.scenario = scenario
+        if isinstance(horizon, bool) or not isinstance(horizon, int | np.integer) or horizon < 1:
+            raise ValueError(f"horizon must be a whole number >= 1, got {horizon!r}")
+        self.horizon = int(horizon)
+        self.reward = validation.choice("reward", reward, ("expected", "realised"))
+        self.settlement = validation.choice("settlement", settlement, ("analytic", "physical"))
+        self.shared_penalty = validation.number("shared_penalty", shared_penalty, 0.0)
+        if self.shared_penalty and settlement == "physical":
+            raise ValueError("shared_penalty charges expected violations: physical settlement has none, use 0")
+        self.variance_max = validation.number("variance_max", variance_max, 0.0)
+        self.autoregression = validation.number("autoregression", autoregression, 0.0, 1.0 - 1e-9)
+        self.renewable_sd = validation.number("renewable_sd", renewable_sd, 0.0)
+        self.infos = validation.choice("infos", infos, ("full", "none"))
+        size = scenario.size
+        self.roles = (Role("prosumer", size, len(self.action_names)),)
+        self.params = scenario.params()
+        moving = {"renewable": Draw("normal", (size,))} if self.horizon > 1 else {}
+        self.initial_noise: Mapping[str, Draw] = moving
+        self.noise: Mapping[str, Draw] = ({"report": Draw("normal", (size,))} if reward == "realised" else {}) | moving
+        market, agent = ("price", "imbalance", "slack"), ("shift", "variance", "privacy_loss", "privacy_price")
+        self.info_axes: Mapping[str, Literal["env", "agent"]] = (
+            {} if infos == "none" else dict.fromkeys(market, "env") | dict.fromkeys(agent, "agent")  # type: ignore[assignment]
+        )
+        self._innovation = self.renewable_sd * float(np.sqrt(1.0 - self.autoregression**2))
+        self._set_scales()
+
+    def _set_scales(self) -> None:
+        """Constant features and the ranges of the changing ones, all public."""
+        p, size = self.params, self.scenario.size
+        private = {
+            "base_load": p.nominal_demand - p.renewable_generation,
+            "generation_curvature": p.generation_curvature,
+            "generation_price": p.generation_price,
+            "discomfort": p.discomfort,
+            "max_shift": p.max_shift,
+            "privacy_budget": p.privacy_budget,
+            "demand_min": p.demand_min,
+            "demand_max": p.demand_max,
+            "generation_min": p.generation_min,
+            "generation_max": p.generation_max,
+        }
+        public = {
+            "trading_price": p.root_price,
+            "wholesale_price": p.wholesale_price,
+            "agents": float(size),
+            "total_slope": p.total_slope,
+            "intercept": p.intercept,
+        }
+        columns = [np.asarray(safe_divide(value, np.abs(value).max())) for value in private.values()]
+        columns += [np.broadcast_to(value / (1.0 + np.abs(value)), (size,)) for value in map(np.asarray, public.values())]
+        self.context: Array = np.stack(columns, axis=1)
+        self.features = (*private, *public, "load_change", "last_price", "last_imbalance")
+        moving = SPREAD * self.renewable_sd if self.horizon > 1 else 0.0
+        noise = float(np.sqrt(np.sum(p.max_shift**2 / (2.0 * p.privacy_budget)))) if self.reward == "realised" else 0.0
+        self._load_scale = 1.0 / moving if moving else 0.0
+        reach = float(p.max_shift.sum()) + 3.0 * noise
+        self._imbalance_scale = 1.0 / reach if reach else 0.0
+        swing = reach + moving * float(np.sqrt(size))
+        self._price_scale = float(p.total_slope) / swing if swing else 0.0
+        self._base_price = float(rules.price_at(p, p.base_load, self.settlement == "physical"))
+
+    def initial(self, params: Params, noise: Noise, num_envs: int) -> State:
+        """State of ``num_envs`` fresh episodes: stationary renewable generation, truthful price, no imbalance."""
+        xp = namespace(params.slope)
+        base = rules.private(params, None)
+        if self.horizon > 1:
+            load = base - self.renewable_sd * noise["renewable"]
+        else:
+            load = xp.broadcast_to(base, (num_envs, base.shape[-1]))
+        total = xp.sum(load, axis=-1)
+        price = rules.price_at(params, total, self.settlement == "physical")
+        zero = 0.0 * total
+        return State(load, price, zero, xp.astype(zero, xp.int32))
+
+    def initial_info(self, params: Params, state: State) -> dict[str, Array]:
+        """What ``step`` reports, for fresh episodes: as if everybody had just been truthful."""
+        if self.infos == "none":
+            return {}
+        xp = namespace(params.slope)
+        shift = 0.0 * state.private_information
+        variance = rules.least_variance(params, shift)
+        total = xp.sum(state.private_information, axis=-1)
+        return self._info(params, total, state.price, state.imbalance, shift, variance)
+
+    def _info(
+        self, params: Params, total: Array, price: Array, imbalance: Array, shift: Array, variance: Array
+    ) -> dict[str, Array]:
+        return {
+            "price": price,
+            "imbalance": imbalance,
+            "slack": namespace(total).minimum(total - params.report_low, params.report_high - total),
+            "shift": shift,
+            "variance": variance,
+            "privacy_loss": rules.privacy_loss(params, shift, variance),
+            "privacy_price": rules.privacy_price(params, shift),
+        }
+
+    def decode(self, params: Params, actions: Array) -> tuple[Array, Array]:
+        """Shift x and variance V ``(..., N)`` of actions ``(..., N, 2)``."""
+        shift = params.max_shift * actions[..., 0]
+        least = params.variance_floor + params.variance_slope * (shift * shift)
+        return shift, least * (0.5 * self.variance_max * actions[..., 1] + (1.0 + 0.5 * self.variance_max))
+
+    def encode(self, params: Params, shift: Array, variance: Array | None = None) -> Array:
+        """Actions ``(..., N, 2)`` of shifts and variances (the least ones if not given) ``(..., N)``."""
+        xp = namespace(shift, params.slope)
+        extra = 0.0 * shift
+        if variance is not None and self.variance_max > 0:
+            least = rules.least_variance(params, shift)
+            extra = safe_divide(variance - least, least * self.variance_max)
+        return xp.stack([clip(safe_divide(shift, params.max_shift), -1.0, 1.0), clip(2.0 * extra - 1.0, -1.0, 1.0)], axis=-1)
+
+    def step(self, params: Params, state: State, actions: Array, noise: Noise) -> Step:
+        """Play actions ``(E, N, 2)``; pure, neither validates nor resets."""
+        xp = namespace(actions, params.slope)
+        shift, variance = self.decode(params, actions)
+        load = xp.sum(state.private_information, axis=-1)
+        shifted = xp.sum(shift, axis=-1)
+        realised = self.reward == "realised"
+        deviation = shifted + xp.sum(xp.sqrt(variance) * noise["report"], axis=-1) if realised else shifted
+        spread = None if realised else xp.sum(variance, axis=-1)
+        reward, price, imbalance = self._settle(params, load, deviation, spread)
+        if self.shared_penalty:
+            before = rules.violation(params, load)
+            after = rules.violation(params, load + shifted)
+            reward = reward + (0.5 * self.shared_penalty * (before - after) * (before + after))[:, None]
+        info = self._info(params, load + shifted, price, imbalance, shift, variance) if self.infos == "full" else {}
+        time = state.time + 1
+        ended = time >= self.horizon
+        if self.horizon == 1:
+            return Step(State(state.private_information, price, imbalance, time), reward, ended, ~ended, info)
+        # y is base minus the renewable deviation, which decays by ρ and is stirred by the innovation.
+        rho = self.autoregression
+        moved = rho * state.private_information + ((1.0 - rho) * rules.private(params, None) - self._innovation * noise["renewable"])
+        return Step(State(moved, price, imbalance, time), reward, ~(time > 0), ended, info)
+
+    def _settle(self, params: Params, load: Array, deviation: Array, spread: Array | None) -> tuple[Array, Array, Array]:
+        """Reward ``(E, N)``, price and imbalance ``(E,)``; ``spread`` is ΣV for an expectation, None for a draw."""
+        if self.settlement == "analytic":
+            floor = params.variance_floor.sum() if self.reward == "expected" else 0.0
+            gap = rules.utility_gap(params, load, deviation, 0.0 if spread is None else spread - floor)
+            return gap, rules.price_at(params, load + deviation, False), -deviation
+        total = load + deviation
+        if spread is None:
+            moments = physical.realised_moments(params, total)
+            truthful = physical.realised_moments(params, load)
+        else:
+            moments = physical.expected_moments(params, total, spread)
+            truthful = physical.expected_moments(params, load, 0.0 * load + params.variance_floor.sum())
+        served = moments.generation + moments.cut
+        imbalance = load - namespace(served).sum(served, axis=-1)
+        return physical.utility_gap(params, moments, truthful), rules.price_at(params, total, True), imbalance
+
+    def observe(self, params: Params, state: State) -> tuple[Array, ...]:
+        """Own y against its base, last price against the base one, last imbalance; all in [−1, 1]."""
+        change = (state.private_information - rules.private(params, None)) * self._load_scale
+        price = (state.price - self._base_price) * self._price_scale
+        imbalance = state.imbalance * self._imbalance_scale
+        return clip(change, -1.0, 1.0), clip(price, -1.0, 1.0)[:, None], clip(imbalance, -1.0, 1.0)[:, None]
+
+    def policy(self, name: str) -> Policy:
+        """``"truthful"``, ``"ve"`` (variational equilibrium) or ``"coordinated"``, each with full information."""
+        return ProfilePolicy(self, validation.choice("policy", name, ("truthful", "ve", "coordinated")))
+
+    def assess(self, params: Params, state: State, actions: Array) -> dict[str, Array]:
+        """Exact stage-game measures ``(E, N)`` of a joint action: costs and exploitability [$].
+
+        Exploitability is that of the game as played: the generalised game's, the penalised one's with a
+        ``shared_penalty`` (costs then include the penalty), or by certified search (a bound within 1e-4) under
+        physical settlement.
+        """
+        y = state.private_information
+        shift, variance = self.decode(params, actions)
+        if self.settlement == "physical":
+            gain = physical.best_response(params, shift, variance, y).gain
+        else:
+            shared: equilibrium.Shared = "penalty" if self.shared_penalty else "constraint"
+            gain = equilibrium.exploitability(params, shift, variance, shared, self.shared_penalty, y)
+        exact = equilibrium.variational_equilibrium(params, private_information=y, infeasible="nearest")
+        zero = 0.0 * shift
+        return {
+            "cost": self._cost(params, y, shift, variance),
+            "cost_truthful": self._cost(params, y, zero, rules.least_variance(params, zero)),
+            "cost_equilibrium": self._cost(params, y, exact.shift, exact.variance),
+            "exploitability": gain,
+        }
+
+    def _cost(self, params: Params, y: Array, shift: Array, variance: Array) -> Array:
+        cost = rules.expected_cost(params, shift, variance, self.settlement, y)
+        excess = rules.violation(params, namespace(y).sum(y + shift, axis=-1))
+        return cost + (0.5 * self.shared_penalty * excess * excess)[..., None]
+
+    def render(self, state: State, info: Mapping[str, Array]) -> Figure:
+        """Picture of environment 0; needs the ``render`` extra."""
+        from p2penv.communication.render import draw
+
+        return draw(self, state, info)

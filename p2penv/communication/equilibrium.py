@@ -1,0 +1,307 @@
+"""Equilibria, best responses and exploitability of the communication game, exact.
+
+Source: Shilov, Le Cadre, Bušić (equation numbers in brackets). With V eliminated, own cost is quadratic in the own
+shift with gradient F_n = (B_n/B²)(S + β + w_n x_n) − ℓ_n, where S = Σ(y + x) and w_n = 1/(2A_n) (0 with a variance
+floor). Everything follows from one scalar root in S, or in the multiplier where the shared bound (8b), (8c) binds.
+
+Departures from the paper: Lemma 15 (strong monotonicity of F) is false when the B_n differ, since the Jacobian is
+indefinite; F_n/B_n is strongly monotone, so Proposition 16 (unique variational equilibrium) still holds where the
+shared bound is slack, and by monotonicity of Σx in the multiplier where it binds. The game is an exact weighted
+potential game without Assumption 17 (see :func:`potential`).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import numpy as np
+
+from p2penv.communication import rules
+from p2penv.communication.rules import Params, as_params, least_variance, private, violation
+from p2penv.core.arrays import Array, clip, namespace
+from p2penv.core.roots import Inverse, evaluate, invert, piecewise_root, ramp_vertices
+
+if TYPE_CHECKING:
+    from p2penv.communication.scenario import Scenario
+
+Shared = Literal["constraint", "ignore", "penalty"]
+
+
+class Equilibrium(NamedTuple):
+    """A profile of reports; per-agent arrays ``(..., N)``, others ``(...)``."""
+
+    shift: Array  # x, deterministic report minus truth [MWh]
+    variance: Array  # V of the noise [MWh²]
+    price: Array  # expected λ [$/MWh]
+    multiplier: Array  # θ of the shared interval per MWh of S; > 0 at its lower end, < 0 at its upper [$/MWh]
+    cost: Array  # expected J [$]
+    nearest: Array  # bool: the joint set was empty and the nearest reachable total stands in for the bound
+
+
+def _checked(params: Params, y: Array, infeasible: str) -> tuple[Array, Array]:
+    """Ends ``(...)`` of the report totals that agents can reach within (8b), (8c)."""
+    xp = namespace(y, params.slope)
+    load, reach = xp.sum(y, axis=-1), xp.sum(params.max_shift, axis=-1)
+    low, high = load - reach, load + reach
+    empty = (high < params.report_low) | (low > params.report_high)
+    if infeasible == "raise" and bool(xp.any(empty)):
+        first = np.argwhere(np.atleast_1d(np.asarray(empty)))[0]
+        at = tuple(first) if np.ndim(empty) else ()
+        raise ValueError(
+            f"empty joint feasible set: expected bounds need a report total in [{float(params.report_low):g}, "
+            f"{float(params.report_high):g}] MWh, agents can reach [{float(low[at]):g}, {float(high[at]):g}]"
+        )
+    return clip(params.report_low + 0.0 * load, low, high), clip(params.report_high + 0.0 * load, low, high)
+
+
+def _answers(aim: Array, slope: Array, reach: Array) -> tuple[Array, Array]:
+    """Clip points and slope changes of x(t) = clip(slope·(t − aim), ±reach), increasing in t."""
+    xp = namespace(aim, slope)
+    half = reach / slope
+    return xp.concat([aim - half, aim + half], axis=-1), xp.concat([slope, -slope], axis=-1)
+
+
+def _jumps(aim: Array, reach: Array, slope: float) -> Inverse:
+    """Inverse of slope·t + Σ reach·sign(t − aim): the limit of :func:`_answers` without curvature."""
+    xp = namespace(aim, reach)
+    order = xp.argsort(aim, axis=-1)
+    aim, reach = xp.take_along_axis(aim, order, axis=-1), xp.take_along_axis(reach, order, axis=-1)
+    after = slope * aim - xp.sum(reach, axis=-1, keepdims=True) + 2.0 * xp.cumulative_sum(reach, axis=-1)
+    points = xp.reshape(xp.stack([aim, aim], axis=-1), (*aim.shape[:-1], -1))
+    values = xp.reshape(xp.stack([after - 2.0 * reach, after], axis=-1), (*aim.shape[:-1], -1))
+    ends = slope + 0.0 * points[..., 0]
+    return invert(points, values, ends, ends)
+
+
+def _table(aim: Array, rate: Array | None, reach: Array, slope: float) -> Inverse:
+    """Inverse of slope·t + Σ_n x_n(t) with x_n as in :func:`_answers`, or :func:`_jumps` where rate is None."""
+    if rate is None:
+        return _jumps(aim, reach, slope)
+    points, changes = _answers(aim, rate, reach)
+    points, values, left, right, _ = ramp_vertices(points, changes, -namespace(reach).sum(reach, axis=-1), slope)
+    return invert(points, values, left, right)
+
+
+def _shifts(distance: Array, rate: Array | None, reach: Array, total: Array) -> Array:
+    """Shifts ``(..., N)`` at signed distances t − aim; without curvature those at a tie share least squares."""
+    xp = namespace(distance, reach)
+    if rate is not None:
+        return clip(rate * distance, -reach, reach)
+    tied = xp.abs(distance) <= 1e-9 * (1.0 + xp.max(xp.abs(distance), axis=-1, keepdims=True))
+    fixed = xp.where(tied, 0.0, reach * xp.sign(distance))
+    rest = total - xp.sum(fixed, axis=-1)
+    room = xp.where(tied, reach, 0.0)
+    unit = xp.where(tied, 1.0, 0.0)
+    level = piecewise_root(
+        xp.concat([-room, room], axis=-1), xp.concat([unit, -unit], axis=-1), -xp.sum(room, axis=-1), rest
+    )
+    return xp.where(tied, clip(level[..., None], -room, room), fixed)
+
+
+def _solve(params: Params, y: Array, aim: Array, weights: Array, infeasible: str) -> tuple[Array, Array, Array]:
+    """Shifts, multiplier and emptiness for x_n = clip((aim_n + θ weights_n − S)/w_n, ±α_n), S = Σ(y + x)."""
+    xp = namespace(y, params.slope)
+    flat = bool(xp.all(params.variance_slope == 0))
+    curvature = xp.where(params.variance_slope == 0, 1.0, params.variance_slope)
+    reach, load = params.max_shift, xp.sum(y, axis=-1)
+    low, high = _checked(params, y, infeasible)
+    # θ = 0: S − Σx(S) = Y, and Σ(−x) increases in S.
+    rate = None if flat else 1.0 / curvature
+    free = evaluate(_table(aim, rate, reach, 1.0), load)
+    total = clip(free, low, high)
+    shift = -_shifts(total[..., None] - aim, rate, reach, load - total)
+    multiplier = 0.0 * total
+    binding = free != total
+    if xp is not np or np.any(binding):
+        steep = None if flat else weights / curvature
+        for bound, ends in ((params.report_low, low), (params.report_high, high)):
+            here = binding & (total == ends)
+            # Reports total the bound; Σx(θ) = S − Y with x increasing in θ. An unreachable bound is the nearest
+            # total, where everybody is at the same end and any θ beyond the last clip point will do.
+            zero = (bound - aim) / weights
+            theta = evaluate(_table(zero, steep, reach, 0.0), ends - load)
+            held = _shifts(theta[..., None] - zero, steep, reach, ends - load)
+            held = xp.where((ends != bound)[..., None], xp.sign(ends - load)[..., None] * reach, held)
+            shift = xp.where(here[..., None], held, shift)
+            multiplier = xp.where(here, theta, multiplier)
+    nearest = (low != params.report_low) & (low == high) | (high != params.report_high) & (low == high)
+    return shift, multiplier, nearest
+
+
+def _profile(params: Params, y: Array, shift: Array, multiplier: Array, nearest: Array) -> Equilibrium:
+    variance = least_variance(params, shift)
+    price = rules.price_at(params, namespace(shift).sum(y + shift, axis=-1), bounded=False)
+    cost = rules.expected_cost(params, shift, variance, private_information=y)
+    return Equilibrium(shift, variance, price, multiplier, cost, nearest)
+
+
+def variational_equilibrium(
+    scenario: Scenario | Params,
+    weights: Array | None = None,
+    private_information: Array | None = None,
+    infeasible: Literal["raise", "nearest"] = "raise",
+) -> Equilibrium:
+    """Exact variational equilibrium of (8): one multiplier for the shared bounds; ``O(N log N)``.
+
+    x_n = clip((L_n + θB²/B_n − β − S)/w_n, ±α_n), with S = Y + Σx and θ = 0 unless S would leave its interval.
+    With a variance floor the equilibrium need not be unique: the one of least ‖x‖ is given.
+
+    Args:
+        scenario: the scenario.
+        weights: ``(N,)`` r > 0 of another normalised equilibrium, with multiplier θ r_n; all ones for the
+            variational one. They matter only where the shared bound binds.
+        private_information: ``(..., N)`` y [MWh].
+        infeasible: where no report total in reach keeps (8b), (8c): ``"raise"``, or play the ``"nearest"`` total
+            and flag it.
+
+    Raises:
+        ValueError: empty joint feasible set, or weights that are not positive.
+    """
+    params = as_params(scenario)
+    xp = namespace(params.slope)
+    if weights is None:
+        weights = xp.ones_like(params.slope)
+    elif not bool(xp.all(weights > 0)):
+        raise ValueError(f"weights must all be > 0, got {weights}")
+    y = private(params, private_information)
+    steer = weights * params.total_slope**2 / params.slope
+    return _profile(params, y, *_solve(params, y, params.target, steer, infeasible))
+
+
+def coordinated(
+    scenario: Scenario | Params,
+    private_information: Array | None = None,
+    infeasible: Literal["raise", "nearest"] = "raise",
+) -> Equilibrium:
+    """The planner's profile: least expected social cost within (8b)-(8e).
+
+    x_n = clip((Σk + Bp0 − β − S)/w_n, ±α_n) with k the trading slopes: Bc if everybody books its own trade, 0 if
+    node 0 books the rest. Proposition 8 (Σŷ = Σy) fixes only the expected price; costs equal truthful ones only
+    at x = 0. The multiplier is that of S in the planner's problem.
+    """
+    params = as_params(scenario)
+    xp = namespace(params.slope)
+    y = private(params, private_information)
+    common = xp.sum(params.trading_slope, axis=-1) + params.total_slope * params.wholesale_price - params.intercept
+    ones = xp.ones_like(params.slope)
+    shift, multiplier, nearest = _solve(params, y, common * ones, params.total_slope * ones, infeasible)
+    return _profile(params, y, shift, multiplier, nearest)
+
+
+def _response(params: Params, others: Array, total: Array, shared: Shared, penalty: float) -> Array:
+    """Best own shift ``(..., N)`` given the rest of the report total ``(..., N)``."""
+    xp = namespace(others, total)
+    stiffness = 1.0 + params.variance_slope
+    best = (params.target - others) / stiffness
+    if shared == "penalty":
+        # Derivative of R/2·violation² in units of B_n/B².
+        extra = penalty * 0.5 / params.weight
+        for bound, side in ((params.report_low, -1.0), (params.report_high, 1.0)):
+            beyond = (params.target - others + extra * (bound - others)) / (stiffness + extra)
+            best = xp.where(side * (others + best - bound) > 0, beyond, best)
+    low, high = -params.max_shift, params.max_shift
+    if shared == "constraint":
+        # A profile outside the interval still has best responses: it need not come back, but not go further.
+        low = xp.maximum(low, xp.minimum(params.report_low, total)[..., None] - others)
+        high = xp.minimum(high, xp.maximum(params.report_high, total)[..., None] - others)
+    return clip(best, low, high)
+
+
+def _prepare(
+    scenario: Scenario | Params, shift: Array, shared: Shared, penalty: float, y: Array | None
+) -> tuple[Params, Array, Array, Array]:
+    params = as_params(scenario)
+    xp = namespace(shift, params.slope)
+    if shared not in ("constraint", "ignore", "penalty"):
+        raise ValueError(f"shared must be 'constraint', 'ignore' or 'penalty', got {shared!r}")
+    if (shared == "penalty") != (penalty > 0):
+        raise ValueError(f"penalty must be > 0 with shared='penalty' and 0 otherwise, got {penalty!r} with {shared!r}")
+    if shift.shape[-1:] != params.slope.shape[-1:]:
+        raise ValueError(f"shift must have shape (..., {params.slope.shape[-1]}), got {shift.shape}")
+    if xp is np:
+        # float32 actions reach α up to rounding.
+        outside = ~(np.abs(shift) <= params.max_shift * (1 + 1e-6))
+        if outside.any():
+            index = tuple(int(i) for i in np.argwhere(outside)[0])
+            allowed = float(params.max_shift[index[-1]])
+            raise ValueError(f"shift of agent {index[-1]} must be within ±{allowed:g} MWh (8d), got {shift[index]}")
+    total = xp.sum(private(params, y) + shift, axis=-1)
+    return params, total, total[..., None] - shift, xp.sum(private(params, y), axis=-1)
+
+
+def best_response(
+    scenario: Scenario | Params,
+    shift: Array,
+    shared: Shared = "constraint",
+    penalty: float = 0.0,
+    private_information: Array | None = None,
+) -> Array:
+    """Every agent's best own shift ``(..., N)`` against the others' shifts in ``shift (..., N)``, closed form [MWh].
+
+    Args:
+        scenario: the scenario.
+        shift: ``(..., N)`` with ``|x| ≤ α``.
+        shared: ``"constraint"``: the report total must stay in the interval of (8b), (8c) (the generalised game;
+            from outside it must not get worse); ``"ignore"``: the bare game; ``"penalty"``: every agent is charged
+            ``penalty``/2 · violation².
+        penalty: R > 0 with ``"penalty"`` [$/MWh²], 0 otherwise.
+        private_information: ``(..., N)`` y [MWh].
+
+    Raises:
+        ValueError: wrong shape, shift out of range, unknown notion.
+    """
+    params, total, others, _ = _prepare(scenario, shift, shared, penalty, private_information)
+    return _response(params, others, total, shared, penalty)
+
+
+def exploitability(
+    scenario: Scenario | Params,
+    shift: Array,
+    variance: Array,
+    shared: Shared = "constraint",
+    penalty: float = 0.0,
+    private_information: Array | None = None,
+) -> Array:
+    """What each agent saves by its best unilateral deviation ``(..., N)``, exact and ≥ 0 [$]; NashConv is the sum.
+
+    gain_n = −F_nδ − ½h_nδ² + B_n/(2B²)·(V_n − least V_n), δ the best own change, h_n = B_n(1 + w_n)/B²; with a
+    penalty its change is added. Arguments as in :func:`best_response`; ``variance (..., N)`` [MWh²] at least
+    :func:`~p2penv.communication.rules.least_variance`. The violation of the shared interval is not part of it.
+
+    Raises:
+        ValueError: as :func:`best_response`; variance below the least one.
+    """
+    params, total, others, _ = _prepare(scenario, shift, shared, penalty, private_information)
+    least = least_variance(params, shift)
+    xp = namespace(shift, variance)
+    if xp is np:
+        short = ~(variance >= least * (1 - 1e-6))
+        if short.any():
+            index = tuple(int(i) for i in np.argwhere(short)[0])
+            raise ValueError(
+                f"variance of agent {index[-1]} must be at least {least[index]:g} MWh² (8e), got {variance[index]}"
+            )
+    change = _response(params, others, total, shared, penalty) - shift
+    # F_n = 2·weight_n·(S + w_n x_n − target_n), with weight_n = B_n/(2B²).
+    slope = total[..., None] + params.variance_slope * shift - params.target
+    stiffness = 1.0 + params.variance_slope
+    gain = params.weight * (-(2.0 * slope + stiffness * change) * change + (variance - least))
+    if shared == "penalty":
+        before, after = violation(params, total)[..., None], violation(params, total[..., None] + change)
+        gain = gain + 0.5 * penalty * (before - after) * (before + after)
+    return gain
+
+
+def potential(
+    scenario: Scenario | Params, shift: Array, variance: Array, private_information: Array | None = None
+) -> Array:
+    """Exact weighted potential ``(...)``: a change of own action changes J_n by B_n times the change of this.
+
+    W = [(S + β)² + ΣV]/(2B²) − Σ(ℓ_n/B_n)x_n. No Assumption 17 is needed. (The printed potential of Proposition 18 has H/B on V
+    where H/(2B) is right, and cHŷ/B where cHŷ is.) It does not extend to the penalised game.
+    """
+    params = as_params(scenario)
+    xp = namespace(shift, variance)
+    level = xp.sum(private(params, private_information) + shift, axis=-1) + params.intercept
+    quadratic = (level * level + xp.sum(variance, axis=-1)) / (2.0 * params.total_slope**2)
+    return quadratic - xp.sum(params.incentive / params.slope * shift, axis=-1)

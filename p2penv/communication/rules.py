@@ -1,0 +1,303 @@
+"""Rules of the communication game: pure array functions, batched over leading axes.
+
+Source: Shilov, Le Cadre, Bušić, "Privacy impact on generalized Nash equilibrium in peer-to-peer electricity
+market"; equation numbers in brackets are that paper's. Per-agent arrays are ``(..., N)``, energy in MWh, money
+in $. Every function takes a ``Scenario`` or its ``Params``; where ``private_information`` (y, ``(..., N)``) is not
+given, the scenario's own is used.
+
+Departures from the paper: (6) holds only while no bound of (2b), (2c) binds, so a bound-aware price stands beside
+it; the derivative of the expected cost in the variance is B_n/(2B²), not V_nB_n/B² as in (10); "q_n0" in
+section 2.3 reads q_0n; the two privacy prices are told apart (see :func:`privacy_price`).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from p2penv.core.arrays import Array, clip, namespace, safe_divide
+from p2penv.core.roots import Inverse, evaluate, invert, ramp_vertices
+
+if TYPE_CHECKING:
+    from p2penv.communication.scenario import Scenario
+
+
+class Params(NamedTuple):
+    """Arrays of a scenario; per-agent ones ``(N,)``, others ``()``. Made by ``Scenario.params``.
+
+    After replacing a given field call :func:`derive`, which recomputes the derived ones.
+    """
+
+    discomfort: Array  # ã
+    usage_benefit: Array  # b̃
+    generation_curvature: Array  # a
+    generation_price: Array  # b
+    fixed_cost: Array  # d
+    nominal_demand: Array  # D*
+    renewable_generation: Array  # ΔG
+    demand_min: Array
+    demand_max: Array
+    generation_min: Array
+    generation_max: Array
+    max_shift: Array  # α
+    privacy_budget: Array  # A
+    variance_slope: Array  # least variance is variance_floor + variance_slope·x²: 1/(2A), or 0 with a floor
+    variance_floor: Array  # 0, or α²/(2A) with a floor
+    wholesale_price: Array  # p0
+    root_price: Array  # c_0n
+    bilateral_import: Array  # Σ_m q_mn over lines not touching node 0
+    bilateral_cost: Array  # Σ_m c_nm q_mn over the same lines
+    root_books: Array  # 1 at node 0 if it books everybody's trade with it (5), else 0
+    margin: Array  # ω
+    # Derived.
+    slope: Any = None  # B_n = 1/a_n + 1/(2ã_n)
+    total_slope: Any = None  # B
+    intercept: Any = None  # β = Σ b_n/a_n
+    trading_slope: Any = None  # k_n: the trading cost falls by k_n/B per MWh of the report total
+    incentive: Any = None  # ℓ_n = k_n/B + p0/N
+    weight: Any = None  # B_n/(2B²)
+    target: Any = None  # L_n − β, with L_n = ℓ_n B²/B_n: the report total agent n would like best
+    report_low: Any = None  # S interval of (8b), (8c)
+    report_high: Any = None
+    base_load: Any = None  # Y = Σ y of the scenario
+    clearing: Any = None  # Inverse: λ from the report total, all bounds respected
+    clearing_order: Any = None  # (4N,) which clip point stands where among the sorted ones
+
+
+Settlement = Literal["analytic", "physical"]
+
+
+def as_params(scenario: Scenario | Params) -> Params:
+    """``Params`` of a scenario, or the params themselves."""
+    return scenario if isinstance(scenario, Params) else scenario.params()
+
+
+def clip_points(params: Params) -> tuple[Array, Array]:
+    """Prices ``(4N,)`` at which a device reaches a bound and the change of the response there (2b), (2c).
+
+    Order: every generator's lower bound, every demand cut's, then the upper bounds of both.
+    """
+    xp = namespace(params.discomfort)
+    a, b, double = params.generation_curvature, params.generation_price, 2.0 * params.discomfort
+    points = xp.concat(
+        [
+            b + a * params.generation_min,
+            double * (params.nominal_demand - params.demand_max),
+            b + a * params.generation_max,
+            double * (params.nominal_demand - params.demand_min),
+        ],
+        axis=-1,
+    )
+    rates = xp.concat([1.0 / a, 1.0 / double], axis=-1)
+    return points, xp.concat([rates, -rates], axis=-1)
+
+
+def price_bounds(params: Params) -> tuple[Array, Array]:
+    """Lowest and highest price at which all expected generation and demand fit their shrunk boxes (8b), (8c)."""
+    xp = namespace(params.discomfort)
+    a, b, double, margin = params.generation_curvature, params.generation_price, 2.0 * params.discomfort, params.margin
+    low = xp.maximum(
+        b + a * (params.generation_min + margin), double * (params.nominal_demand - params.demand_max + margin)
+    )
+    high = xp.minimum(
+        b + a * (params.generation_max - margin), double * (params.nominal_demand - params.demand_min - margin)
+    )
+    return xp.max(low, axis=-1), xp.min(high, axis=-1)
+
+
+def derive(params: Params) -> Params:
+    """Fill in the derived fields."""
+    xp = namespace(params.discomfort)
+    size = params.discomfort.shape[-1]
+    slope = 1.0 / params.generation_curvature + 0.5 / params.discomfort
+    total = xp.sum(slope, axis=-1)
+    intercept = xp.sum(params.generation_price / params.generation_curvature, axis=-1)
+    own = params.root_price * slope
+    trading_slope = own - params.root_books * xp.sum(own, axis=-1)
+    incentive = trading_slope / total + params.wholesale_price / size
+    low, high = price_bounds(params)
+    points, rates = clip_points(params)
+    start = xp.sum(params.generation_min + params.nominal_demand - params.demand_max, axis=-1)
+    sorted_points, values, left, right, order = ramp_vertices(points, rates, start)
+    return params._replace(
+        slope=slope,
+        total_slope=total,
+        intercept=intercept,
+        trading_slope=trading_slope,
+        incentive=incentive,
+        weight=0.5 * slope / (total * total),
+        target=incentive * total * total / slope - intercept,
+        report_low=low * total - intercept,
+        report_high=high * total - intercept,
+        base_load=xp.sum(params.nominal_demand - params.renewable_generation, axis=-1),
+        clearing=invert(sorted_points, values, left, right),
+        clearing_order=order,
+    )
+
+
+def private(params: Params, private_information: Array | None) -> Array:
+    """``private_information (..., N)``, or the scenario's own y_n = D*_n − ΔG_n [MWh]."""
+    if private_information is None:
+        return params.nominal_demand - params.renewable_generation
+    return private_information
+
+
+def price_at(params: Params, total: Array, bounded: bool) -> Array:
+    """Clearing price at report totals ``(...)`` [$/MWh]; see :func:`clearing_price`."""
+    if bounded:
+        table: Inverse = params.clearing
+        return evaluate(table, total)
+    return (total + params.intercept) / params.total_slope
+
+
+def clearing_price(scenario: Scenario | Params, reports: Array, bounded: bool = False) -> Array:
+    """Price that clears the market of the reports.
+
+    Args:
+        scenario: the scenario.
+        reports: ``(..., N)`` ỹ [MWh].
+        bounded: respect the bounds (2b), (2c); otherwise the interior formula (6), which is the equilibrium price
+            only while no bound binds. A total nobody can serve gives the end price; a flat piece its lowest.
+
+    Returns:
+        ``(...)`` λ [$/MWh].
+    """
+    params = as_params(scenario)
+    return price_at(params, namespace(reports).sum(reports, axis=-1), bounded)
+
+
+def dispatch(scenario: Scenario | Params, price: Array, bounded: bool = False) -> tuple[Array, Array]:
+    """Generation G and demand cut D* − D ``(..., N)`` at prices ``(...)``, clipped to (2b), (2c) if bounded [MWh]."""
+    params = as_params(scenario)
+    generation = (price[..., None] - params.generation_price) / params.generation_curvature
+    cut = price[..., None] * (0.5 / params.discomfort)
+    if not bounded:
+        return generation, cut
+    generation = clip(generation, params.generation_min, params.generation_max)
+    return generation, clip(cut, params.nominal_demand - params.demand_max, params.nominal_demand - params.demand_min)
+
+
+def trading_change(params: Params, net_import: Array) -> Array:
+    """Linear part of the trading cost in the trade with node 0 ``(..., N)`` (3), (4), (5) [$]."""
+    own = params.root_price * net_import
+    return own - params.root_books * namespace(own).sum(own, axis=-1, keepdims=True)
+
+
+def trading_cost(scenario: Scenario | Params, net_import: Array) -> Array:
+    """Trading cost C̃_n ``(..., N)`` of net imports Q ``(..., N)`` (3), or (4), (5) [$].
+
+    With heterogeneous prices the neighbour with the smaller price imports at capacity on every line that does not
+    touch node 0 (Proposition 2) and the rest of Q_n goes through node 0. With equal prices on a line the flow is
+    ``Scenario.symmetric_flow``; the total over all agents does not depend on it. (3) and (5) differ by −cΣQ at
+    node 0 once ΣQ ≠ 0, hence ``Scenario.bookkeeping``.
+    """
+    params = as_params(scenario)
+    return trading_change(params, net_import - params.bilateral_import) + params.bilateral_cost
+
+
+def least_variance(scenario: Scenario | Params, shift: Array) -> Array:
+    """Least variance ``(..., N)`` the privacy rule allows at shifts ``(..., N)``: x²/(2A) (8e), or the floor [MWh²]."""
+    params = as_params(scenario)
+    return params.variance_floor + params.variance_slope * shift * shift
+
+
+def privacy_loss(scenario: Scenario | Params, shift: Array, variance: Array) -> Array:
+    """Kullback-Leibler privacy loss η = x²/(2V) ``(..., N)`` (8e) [nat]; the loss variable is N(η, 2η) (Lemma 7).
+
+    Zero where x = 0 (with V = 0 the report is the truth itself: (8e) does not see that), infinite where only V = 0.
+    """
+    del scenario  # the loss needs no parameters; the signature is that of the other rules
+    xp = namespace(shift, variance)
+    return xp.where(shift == 0, 0.0, safe_divide(0.5 * shift * shift, variance, float("inf")))
+
+
+def privacy_price(scenario: Scenario | Params, shift: Array, form: Literal["paper", "kkt"] = "paper") -> Array:
+    """Price of privacy ``(..., N)``, the multiplier of (8e) at V = x²/(2A).
+
+    ``"paper"``: B_n|x_n|/(2B²), Proposition 11. ``"kkt"``: B_n|x_n|/(2A_nB²), the multiplier of (8e) written as
+    |x_n| ≤ σ_n√(2A_n), which the paper's own first-order condition implies [$/MWh]. They agree at A = 1. The range printed
+    under the paper's Figure 1 (1.129e-3 to 2.827e-2) comes from neither.
+
+    Raises:
+        ValueError: unknown form.
+    """
+    params = as_params(scenario)
+    if form not in ("paper", "kkt"):
+        raise ValueError(f"form must be 'paper' or 'kkt', got {form!r}")
+    price = params.weight * namespace(shift).abs(shift)
+    return price if form == "paper" else price / params.privacy_budget
+
+
+def violation(params: Params, total: Array) -> Array:
+    """How far expected report totals ``(...)`` leave the interval of (8b), (8c) [MWh]."""
+    xp = namespace(total)
+    return xp.maximum(xp.maximum(params.report_low - total, total - params.report_high), total * 0.0)
+
+
+def utility_gap(params: Params, load: Array, deviation: Array, extra_variance: Array | float) -> Array:
+    """Interior cost at truthful play minus cost ``(..., N)``, in factored form [$].
+
+    Differences of costs lose the digits that matter in float32; this form does not.
+
+    Args:
+        params: of the scenario.
+        load: ``(...)`` Y, the true total [MWh].
+        deviation: ``(...)`` report total minus Y: Σx for expected, Σ(x + ε) for realised cost [MWh].
+        extra_variance: ``(...)`` ΣV beyond that of truthful play for expected, 0 for realised cost [MWh²].
+    """
+    quadratic = deviation * (2.0 * (load + params.intercept) + deviation) + extra_variance
+    return params.incentive * deviation[..., None] - params.weight * quadratic[..., None]
+
+
+def _interior_cost(params: Params, y: Array, deviation: Array, variance: Array | float) -> Array:
+    """Own cost (8a) at a report total of Σy + deviation with the given variance of the total ``(..., N)``."""
+    xp = namespace(y, deviation)
+    price = (xp.sum(y, axis=-1) + deviation + params.intercept) / params.total_slope
+    ratio = params.generation_price / params.generation_curvature
+    return (
+        0.5 * params.slope * (price * price + variance / params.total_slope**2)[..., None]
+        - 0.5 * params.generation_price * ratio
+        + params.fixed_cost
+        - params.usage_benefit
+        + trading_cost(params, y + ratio - params.slope * price[..., None])
+        - (params.wholesale_price / y.shape[-1]) * deviation[..., None]
+    )
+
+
+def expected_cost(
+    scenario: Scenario | Params,
+    shift: Array,
+    variance: Array,
+    settlement: Settlement = "analytic",
+    private_information: Array | None = None,
+) -> Array:
+    """Expected cost J_n ``(..., N)`` of shifts x and noise variances V ``(..., N)`` (8a), section 3.1 [$].
+
+    ``"analytic"``: the paper's, with the interior price (6). ``"physical"``: the market is cleared within its
+    bounds and the expectation over the noise is exact.
+    """
+    params = as_params(scenario)
+    xp = namespace(shift, variance)
+    y = private(params, private_information)
+    if settlement == "physical":
+        from p2penv.communication import physical
+
+        return physical.expected_cost(params, shift, variance, y)
+    return _interior_cost(params, y, xp.sum(shift, axis=-1), xp.sum(variance, axis=-1))
+
+
+def realised_cost(
+    scenario: Scenario | Params,
+    shift: Array,
+    noise: Array,
+    settlement: Settlement = "analytic",
+    private_information: Array | None = None,
+) -> Array:
+    """Cost ``(..., N)`` once the noise ε ``(..., N)`` [MWh] is drawn: reports are y + x + ε [$]."""
+    params = as_params(scenario)
+    y = private(params, private_information)
+    deviation = namespace(shift, noise).sum(shift + noise, axis=-1)
+    if settlement == "physical":
+        from p2penv.communication import physical
+
+        return physical.realised_cost(params, deviation, y)
+    return _interior_cost(params, y, deviation, 0.0)

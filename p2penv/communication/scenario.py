@@ -1,0 +1,404 @@
+"""Scenarios of the communication game: parameters, shipped cases, random instances.
+
+Source: Shilov, Le Cadre, Bušić, "Privacy impact on generalized Nash equilibrium in peer-to-peer electricity
+market" (equation numbers in brackets are that paper's).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import resources
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from p2penv.communication import rules
+from p2penv.communication.rules import Params
+from p2penv.core import validation
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Scenario:
+    """Parameters of one communication game with N ≥ 2 agents; node 0 is the root.
+
+    Scalars given for a per-agent field are spread over all agents. Everything is checked when it is built.
+    Money in $, energy in MWh.
+
+    Raises:
+        ValueError: names field, agent, value and what is allowed; also when no report total keeps every agent's
+            expected generation and demand inside their boxes.
+    """
+
+    discomfort: Floats
+    """(N,) ã > 0, curvature of the disutility ã(D − D*)² of moving demand [$/MWh²]"""
+    usage_benefit: Floats
+    """(N,) b̃, benefit of consuming the nominal demand [$]"""
+    generation_curvature: Floats
+    """(N,) a > 0 in the cost aG²/2 + bG + d [$/MWh²]"""
+    generation_price: Floats
+    """(N,) b in the cost of generation [$/MWh]"""
+    fixed_cost: Floats
+    """(N,) d in the cost of generation [$]"""
+    nominal_demand: Floats
+    """(N,) D* [MWh]"""
+    renewable_generation: Floats
+    """(N,) ΔG ≥ 0, not flexible [MWh]"""
+    demand_min: Floats
+    """(N,) [MWh]"""
+    demand_max: Floats
+    """(N,) [MWh]"""
+    generation_min: Floats
+    """(N,) [MWh]"""
+    generation_max: Floats
+    """(N,) [MWh]"""
+    max_shift: Floats
+    """(N,) α ≥ 0, largest distance of the deterministic report from the truth (8d) [MWh]"""
+    privacy_budget: Floats
+    """(N,) A > 0, largest Kullback-Leibler privacy loss (8e) [nat]"""
+    wholesale_price: float
+    """p0 ≥ 0, at which the operator buys the imbalance [$/MWh]"""
+    root_price: Floats
+    """(N,) c_0n, trading price with node 0; all equal where trading is homogeneous [$/MWh]"""
+    price_matrix: Floats | None = None
+    """(N, N) c_nm, what n pays per MWh imported from m, read on the lines only; None: homogeneous [$/MWh]"""
+    lines: NDArray[np.int64] = dataclasses.field(default_factory=lambda: np.zeros((0, 2), np.int64))
+    """(L, 2) pairs of neighbours"""
+    line_capacity: Floats = dataclasses.field(default_factory=lambda: np.zeros(0))
+    """(L,) κ ≥ 0; lines that touch node 0 are unlimited (Assumption 1) [MWh]"""
+    symmetric_flow: Floats = dataclasses.field(default_factory=lambda: np.zeros(0))
+    """(L,) flow into the first node of lines whose two prices are equal, which no condition determines [MWh]"""
+    bookkeeping: Literal["each", "root"] = "each"
+    """who books the trade of an imbalance: each agent its own (3), or node 0 the rest (5)"""
+    privacy: Literal["budget", "floor"] = "budget"
+    """least variance: x²/(2A), or α²/(2A) whatever the shift, which hides truthful reports too"""
+    margin: float = 1e-3
+    """ω ≥ 0, by which the boxes of (8b), (8c) are shrunk [MWh]"""
+    positions: Floats | None = None
+    """(N, 2) where to draw each node; None: on a circle"""
+    name: str = "custom"
+
+    def __post_init__(self) -> None:
+        size = np.size(self.discomfort)
+        if size < 2:
+            raise ValueError(f"a communication game needs at least 2 agents, got N = {size}")
+        for field, low, open_low in (
+            ("discomfort", 0.0, True),
+            ("usage_benefit", -np.inf, False),
+            ("generation_curvature", 0.0, True),
+            ("generation_price", -np.inf, False),
+            ("fixed_cost", -np.inf, False),
+            ("nominal_demand", 0.0, False),
+            ("renewable_generation", 0.0, False),
+            ("demand_min", 0.0, False),
+            ("demand_max", 0.0, False),
+            ("generation_min", 0.0, False),
+            ("generation_max", 0.0, False),
+            ("max_shift", 0.0, False),
+            ("privacy_budget", 0.0, True),
+            ("root_price", -np.inf, False),
+        ):
+            self._set(field, validation.vector(field, getattr(self, field), size, low, open_low=open_low))
+        validation.ordered("demand_min", self.demand_min, "demand_max", self.demand_max)
+        validation.ordered("generation_min", self.generation_min, "generation_max", self.generation_max)
+        validation.ordered("demand_min", self.demand_min, "nominal_demand", self.nominal_demand)
+        validation.ordered("nominal_demand", self.nominal_demand, "demand_max", self.demand_max)
+        self._set("wholesale_price", validation.number("wholesale_price", self.wholesale_price, 0.0))
+        self._set("margin", validation.number("margin", self.margin, 0.0))
+        validation.choice("bookkeeping", self.bookkeeping, ("each", "root"))
+        validation.choice("privacy", self.privacy, ("budget", "floor"))
+        self._check_network(size)
+        self._check_prices(size)
+        low, high = (float(bound) for bound in rules.price_bounds(self.params()))
+        if low > high:
+            raise ValueError(
+                "empty feasible set: expected generation and demand fit no price, which would have to be at least "
+                f"{low:g} and at most {high:g} $/MWh; widen generation_min/max, demand_min/max or lower margin"
+            )
+
+    def _set(self, field: str, value: Any) -> None:
+        object.__setattr__(self, field, value)
+
+    def _check_network(self, size: int) -> None:
+        lines = np.array(self.lines, dtype=np.int64).reshape(-1, 2)
+        for first, second in lines[(lines < 0).any(1) | (lines >= size).any(1) | (lines[:, 0] == lines[:, 1])]:
+            raise ValueError(f"lines must join two different nodes of 0 … {size - 1}, got ({first}, {second})")
+        keys = np.sort(lines, axis=1) @ np.array([size, 1])
+        if np.unique(keys).size != keys.size:
+            raise ValueError("lines must not repeat a pair of nodes")
+        lines.flags.writeable = False
+        self._set("lines", lines)
+        for field, low in (("line_capacity", 0.0), ("symmetric_flow", -np.inf)):
+            value = getattr(self, field)
+            self._set(field, validation.vector(field, 0.0 if np.size(value) == 0 else value, len(lines), low))
+        if self.positions is not None:
+            positions = validation.floats("positions", self.positions)
+            if positions.shape != (size, 2) or not np.isfinite(positions).all():
+                raise ValueError(f"positions must be finite and of shape ({size}, 2), got shape {positions.shape}")
+            self._set("positions", positions)
+
+    def _check_prices(self, size: int) -> None:
+        if self.price_matrix is None:
+            if np.ptp(self.root_price) > 0:
+                raise ValueError("root_price differs between agents: give price_matrix too (Proposition 3)")
+            if np.any(self.symmetric_flow):
+                raise ValueError("symmetric_flow needs a price_matrix with equal prices on the line")
+            return
+        matrix = validation.floats("price_matrix", self.price_matrix)
+        if matrix.shape != (size, size):
+            raise ValueError(f"price_matrix must have shape ({size}, {size}), got {matrix.shape}")
+        first, second = self.lines.T
+        used = np.stack([matrix[first, second], matrix[second, first]])
+        if not np.isfinite(used).all():
+            line = self.lines[int(np.argmax(~np.isfinite(used).all(0)))]
+            raise ValueError(f"price_matrix must be finite on line ({line[0]}, {line[1]})")
+        tied = (used[0] == used[1]) & (first != 0) & (second != 0)
+        wrong = (~tied & (self.symmetric_flow != 0)) | (np.abs(self.symmetric_flow) > self.line_capacity)
+        if wrong.any():
+            line = int(np.argmax(wrong))
+            raise ValueError(
+                f"symmetric_flow[{line}] must be 0 unless the two prices of line {tuple(self.lines[line].tolist())} "
+                f"are equal, and at most its capacity {self.line_capacity[line]:g}; got {self.symmetric_flow[line]!r}"
+            )
+        matrix.flags.writeable = False
+        self._set("price_matrix", matrix)
+        self._set("bookkeeping", "root")
+
+    @property
+    def size(self) -> int:
+        """Number of agents N."""
+        return self.discomfort.size
+
+    @property
+    def private_information(self) -> Floats:
+        """(N,) y = D* − ΔG, what each agent reports on [MWh]."""
+        return self.nominal_demand - self.renewable_generation
+
+    @cached_property
+    def bilateral_flows(self) -> Floats:
+        """(L,) flow into the first node of each line that does not touch node 0 (Proposition 2) [MWh].
+
+        The neighbour with the smaller price imports at capacity. Zero on lines of node 0, whose flows are what is
+        left of the net imports, and where trading is homogeneous: no condition determines single flows then.
+        """
+        if self.price_matrix is None:
+            return np.zeros(len(self.lines))
+        first, second = self.lines.T
+        gain = np.sign(self.price_matrix[second, first] - self.price_matrix[first, second])
+        flow = np.where(gain == 0, self.symmetric_flow, gain * self.line_capacity)
+        return np.where((first == 0) | (second == 0), 0.0, flow)
+
+    def params(self, xp: ModuleType = np, dtype: Any = None) -> Params:
+        """Arrays of the scenario in a namespace, with what the rules derive from them.
+
+        Args:
+            xp: array namespace (``numpy``, ``jax.numpy``, ``array_api_compat.torch``).
+            dtype: floating dtype, float64 by default.
+
+        Raises:
+            ValueError: the namespace cannot hold the dtype (JAX without x64 would silently round to float32).
+        """
+        if xp is np and dtype in (None, np.float64):
+            return self._params
+        dtype = xp.float64 if dtype is None else dtype
+        params = Params(*(xp.asarray(field, dtype=dtype) for field in self._raw()))
+        wanted = np.dtype(str(dtype).rsplit(".", 1)[-1]) if not isinstance(dtype, type | np.dtype) else np.dtype(dtype)
+        if str(params.max_shift.dtype).rsplit(".", 1)[-1] != wanted.name:
+            raise ValueError(f"{xp.__name__} gave {params.max_shift.dtype} for {wanted.name}: enable x64 or ask for float32")
+        return rules.derive(params)
+
+    @cached_property
+    def _params(self) -> Params:
+        return rules.derive(Params(*self._raw()))
+
+    def _raw(self) -> tuple[Floats, ...]:
+        floor = self.privacy == "floor"
+        first, second = self.lines.T
+        flow, prices = self.bilateral_flows, self.price_matrix
+        imports, bill = np.zeros(self.size), np.zeros(self.size)
+        if prices is not None:
+            np.add.at(imports, first, flow)
+            np.add.at(imports, second, -flow)
+            np.add.at(bill, first, prices[first, second] * flow)
+            np.add.at(bill, second, -prices[second, first] * flow)
+        root = np.zeros(self.size)
+        root[0] = self.bookkeeping == "root"
+        least = 0.5 / self.privacy_budget
+        return (
+            self.discomfort,
+            self.usage_benefit,
+            self.generation_curvature,
+            self.generation_price,
+            self.fixed_cost,
+            self.nominal_demand,
+            self.renewable_generation,
+            self.demand_min,
+            self.demand_max,
+            self.generation_min,
+            self.generation_max,
+            self.max_shift,
+            self.privacy_budget,
+            np.zeros(self.size) if floor else least,
+            least * self.max_shift**2 if floor else np.zeros(self.size),
+            np.array(self.wholesale_price),
+            self.root_price,
+            imports,
+            bill,
+            root,
+            np.array(self.margin),
+        )
+
+    def replace(
+        self,
+        *,
+        net_load: float | None = None,
+        trading_price: ArrayLike | tuple[ArrayLike, ArrayLike] | None = None,
+        **fields: Any,
+    ) -> Scenario:
+        """A changed copy.
+
+        Args:
+            net_load: Y = Σy, met by scaling renewable generation [MWh].
+            trading_price: a scalar (homogeneous), or ``(root_price (N,), price_matrix (N, N))`` [$/MWh].
+            **fields: any field of the scenario.
+
+        Raises:
+            TypeError: unknown field.
+            ValueError: renewable generation would turn negative, or whatever building a scenario raises.
+        """
+        known = {field.name for field in dataclasses.fields(self)}
+        for field in fields:
+            if field not in known:
+                allowed = ", ".join(sorted(known | {"net_load", "trading_price"}))
+                raise TypeError(f"unknown scenario field {field!r}; allowed: {allowed}")
+        if trading_price is not None:
+            fields |= _trading_fields(trading_price)
+        scenario = dataclasses.replace(self, **fields) if fields else self
+        if net_load is None:
+            return scenario
+        target = validation.number("net_load", net_load)
+        demand, renewable = scenario.nominal_demand.sum(), scenario.renewable_generation.sum()
+        if demand < target:
+            raise ValueError(
+                f"net_load must be at most the nominal demand {demand:g} MWh, or renewable generation would turn "
+                f"negative; got {target!r}"
+            )
+        if renewable == 0:
+            if demand == target:
+                return scenario
+            raise ValueError(f"net_load {target!r} needs renewable generation to scale; the scenario has none")
+        factor = (demand - target) / renewable
+        return dataclasses.replace(scenario, renewable_generation=scenario.renewable_generation * factor)
+
+    @classmethod
+    def random(cls, n: int, seed: int | None = None) -> Scenario:
+        """A feasible random scenario of any size with a connected network, about 1.5 lines an agent.
+
+        Every agent's expected generation and demand are inside their boxes at truthful play.
+        """
+        if n < 2:
+            raise ValueError(f"a communication game needs at least 2 agents, got n = {n}")
+        rng = np.random.default_rng(seed)
+        price = rng.uniform(9.0, 12.0)
+        a, b = rng.uniform(0.3, 1.0, n), rng.uniform(4.0, 8.0, n)
+        discomfort = rng.uniform(0.3, 5.0, n)
+        # What each agent sheds and generates at the price that is to clear the market.
+        shed, generation = price / (2 * discomfort), (price - b) / a
+        demand = (shed + generation) * rng.uniform(1.1, 1.6, n)
+        share = rng.uniform(0.0, 1.0, n) * (rng.uniform(size=n) < 0.3)
+        share[rng.integers(n)] += 1.0
+        tree = np.stack([np.arange(1, n), (rng.uniform(size=n - 1) * np.arange(1, n)).astype(np.int64)], axis=1)
+        extra = rng.integers(0, n, (n // 2, 2))
+        pairs = np.sort(np.concatenate([tree, extra[extra[:, 0] != extra[:, 1]]]), axis=1)
+        return cls(
+            discomfort=discomfort,
+            usage_benefit=rng.uniform(0.0, 6.0, n),
+            generation_curvature=a,
+            generation_price=b,
+            fixed_cost=rng.uniform(0.0, 15.0, n),
+            nominal_demand=demand,
+            renewable_generation=(demand - shed - generation).sum() * share / share.sum(),
+            demand_min=np.zeros(n),
+            demand_max=demand + 5.0,
+            generation_min=np.zeros(n),
+            generation_max=generation * rng.uniform(1.3, 3.0, n),
+            max_shift=rng.uniform(0.5, 3.0, n),
+            privacy_budget=10.0 ** rng.uniform(-1.0, 1.5, n),
+            wholesale_price=rng.uniform(3.0, 6.0),
+            root_price=np.full(n, rng.uniform(0.5, 2.0)),
+            lines=np.unique(pairs, axis=0),
+            line_capacity=np.array(4.0),
+            name=f"random-{n}" if seed is None else f"random-{n}-{seed}",
+        )
+
+
+def _trading_fields(price: ArrayLike | tuple[ArrayLike, ArrayLike]) -> dict[str, Any]:
+    if isinstance(price, tuple):
+        if len(price) != 2:
+            raise ValueError("trading_price must be a scalar or (root prices (N,), price matrix (N, N))")
+        return {"root_price": price[0], "price_matrix": price[1]}
+    if np.ndim(price) != 0:
+        raise ValueError("trading_price must be a scalar or (root prices (N,), price matrix (N, N))")
+    return {"root_price": price, "price_matrix": None}
+
+
+def scenario_names() -> list[str]:
+    """Names of the shipped scenarios."""
+    return sorted(path.name.removesuffix(".toml") for path in _folder().iterdir() if path.name.endswith(".toml"))
+
+
+def _folder() -> Any:
+    return resources.files("p2penv") / "data" / "communication"
+
+
+def load_scenario(name: str | Path = "ieee14", **overrides: Any) -> Scenario:
+    """Load a shipped scenario, or one from a TOML file of the same layout.
+
+    Args:
+        name: one of :func:`scenario_names`, or the path of a ``.toml`` file.
+        **overrides: what :meth:`Scenario.replace` takes: ``net_load``, ``max_shift``, ``privacy_budget``,
+            ``wholesale_price``, ``trading_price`` and every other field.
+
+    Raises:
+        ValueError: unknown name (the error lists the known ones) or bad values.
+        TypeError: unknown field.
+    """
+    scenario = _build(_read(name), str(name))
+    return scenario.replace(**overrides) if overrides else scenario
+
+
+def _read(name: str | Path) -> dict[str, Any]:
+    path = Path(name)
+    if path.suffix == ".toml":
+        if not path.is_file():
+            raise ValueError(f"no scenario file {str(path)!r}")
+        text = path.read_text(encoding="utf-8")
+    else:
+        validation.choice("scenario", str(name), scenario_names())
+        text = (_folder() / f"{name}.toml").read_text(encoding="utf-8")
+    table = tomllib.loads(text)
+    return _read(table.pop("base")) | table if "base" in table else table
+
+
+def _build(table: dict[str, Any], source: str) -> Scenario:
+    fields = dict(table)
+    if "trading_price" in fields:
+        fields |= _trading_fields(fields.pop("trading_price"))
+    known = {field.name for field in dataclasses.fields(Scenario)}
+    required = {
+        field.name
+        for field in dataclasses.fields(Scenario)
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    }
+    if unknown := fields.keys() - known:
+        raise TypeError(f"unknown fields in scenario {source!r}: {', '.join(sorted(unknown))}")
+    if missing := required - fields.keys():
+        raise ValueError(f"scenario {source!r} lacks {', '.join(sorted(missing))}")
+    return Scenario(**fields)

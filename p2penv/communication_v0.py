@@ -1,0 +1,11 @@
+"""The communication game, version 0; see ``p2penv.communication.Communication`` for its page and options."""
+
+from functools import partial
+
+from p2penv.markets import make_aec, make_parallel, make_raw, make_solo, make_solo_vector
+
+parallel_env = partial(make_parallel, "communication_v0")
+env = partial(make_aec, "communication_v0")
+raw_env = partial(make_raw, "communication_v0")
+solo_env = partial(make_solo, "communication_v0")
+solo_vector_env = partial(make_solo_vector, "communication_v0")

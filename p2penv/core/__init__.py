@@ -1,0 +1,1 @@
+"""What the markets share: the functional contract, arrays, piecewise-linear roots, random streams, policies."""

@@ -1,0 +1,106 @@
+"""The functional contract: what a market must offer so that every face, policy and learner can use it.
+
+A market is a pure function of arrays with exactly one leading axis, the environments ``E``. What is static
+(roles, horizon, options) are attributes; what is numeric is an argument (``params``), so that a second scenario
+reuses a compiled function and scenarios can be mapped over and differentiated. Randomness comes in as arrays,
+episodes are restarted by the faces, and actions are checked by the faces: ``step`` does neither.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple, Protocol
+
+from p2penv.core.arrays import Array
+
+Noise = dict[str, Array]
+
+
+class Draw(NamedTuple):
+    """One random input of a step, per environment."""
+
+    kind: Literal["normal", "uniform"]
+    shape: tuple[int, ...]
+
+
+class Role(NamedTuple):
+    """A contiguous block of agents with the same spaces; agents are called ``<name>_<n>``."""
+
+    name: str
+    count: int
+    actions: int
+    """Number of actions, each in [−1, 1]."""
+
+
+class Step(NamedTuple):
+    """Outcome of one step of ``E`` environments."""
+
+    state: Any
+    reward: Array  # (E, N)
+    terminated: Array  # (E,) bool
+    truncated: Array  # (E,) bool
+    info: dict[str, Array]  # (E,) or (E, N), as `info_axes` says
+
+
+class MarketEnv(Protocol):
+    """A batched, pure market environment: one-shot games terminate, repeated ones truncate, never both."""
+
+    name: str
+    metadata: Mapping[str, Any]
+    scenario: Any
+    """Has ``params(xp, dtype)``."""
+    action_names: tuple[str, ...]
+    roles: tuple[Role, ...]
+    horizon: int
+    params: Any
+    """NamedTuple of arrays; ``scenario.params(xp, dtype)`` makes it for another namespace."""
+    noise: Mapping[str, Draw]
+    """What a step draws; empty for a deterministic one."""
+    initial_noise: Mapping[str, Draw]
+    info_axes: Mapping[str, Literal["env", "agent"]]
+    context: Array
+    """(N, Fs) constant features in [−1, 1]."""
+    features: tuple[str, ...]
+    """Names of all features, the constant ones first."""
+
+    def initial(self, params: Any, noise: Noise, num_envs: int) -> Any:
+        """State of ``num_envs`` fresh episodes."""
+
+    def initial_info(self, params: Any, state: Any) -> dict[str, Array]:
+        """The keys of ``Step.info`` for fresh episodes."""
+
+    def step(self, params: Any, state: Any, actions: Array, noise: Noise) -> Step:
+        """Play actions ``(E, N, A)`` in [−1, 1]."""
+
+    def observe(self, params: Any, state: Any) -> tuple[Array, ...]:
+        """Changing features, each broadcastable to ``(E, N)``, in [−1, 1]."""
+
+    def policy(self, name: str) -> Policy:
+        """Reference policy by name (``"truthful"``, ``"ve"``, …)."""
+
+    def assess(self, params: Any, state: Any, actions: Array) -> dict[str, Array]:
+        """Exact stage-game measures of a joint action, what every report needs.
+
+        Keys: ``cost``, ``cost_truthful``, ``cost_equilibrium``, ``exploitability`` ``(E, N)``.
+        """
+
+    def render(self, state: Any, info: Mapping[str, Array]) -> Any:
+        """Matplotlib figure of the market in environment 0."""
+
+
+class Stream(Protocol):
+    """A source of the random inputs a market declares."""
+
+    def draw(self, spec: Mapping[str, Draw], num_envs: int) -> Noise:
+        """One array ``(num_envs, *shape)`` for each name, drawn in the declared order."""
+
+
+class Policy(Protocol):
+    """A joint policy: actions for all agents of all environments at once."""
+
+    full_information: bool
+    """Whether ``act`` reads ``state`` (all agents' private data); otherwise it is given ``None``."""
+    noise: Mapping[str, Draw]
+
+    def act(self, params: Any, observations: Array, state: Any, noise: Noise) -> Array:
+        """Actions ``(E, N, A)`` in [−1, 1]."""

@@ -1,0 +1,92 @@
+"""Checks of what users hand in: one clear error that names field, agent, value and what is allowed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def number(name: str, value: Any, low: float = -np.inf, high: float = np.inf, *, open_low: bool = False) -> float:
+    """``value`` as a finite float in ``[low, high]`` (``(low, high]`` with ``open_low``)."""
+    try:
+        result = float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} must be a number, got {value!r}") from None
+    if not np.isfinite(result) or result > high or result < low or (open_low and result <= low):
+        raise ValueError(f"{name} must be {_range(low, high, open_low)}, got {result!r}")
+    return result
+
+
+def vector(
+    name: str, value: Any, size: int, low: float = -np.inf, high: float = np.inf, *, open_low: bool = False
+) -> NDArray[np.float64]:
+    """``value`` (scalar or ``(size,)``) as a read-only float vector with every entry in the range."""
+    array = floats(name, value)
+    if array.shape not in ((), (size,)):
+        raise ValueError(f"{name} must be a scalar or of shape ({size},), got shape {array.shape}")
+    array = np.array(np.broadcast_to(array, (size,)))
+    outside = ~np.isfinite(array) | (array < low) | (array > high) | ((array <= low) if open_low else False)
+    if outside.any():
+        agent = int(np.argmax(outside))
+        raise ValueError(
+            f"{name}[{agent}] must be {_range(low, high, open_low)}, got {array[agent]!r} (agent {agent})"
+        )
+    array.flags.writeable = False
+    return array
+
+
+def floats(name: str, value: Any) -> NDArray[np.float64]:
+    """``value`` as a float array, or an error that names the field."""
+    try:
+        return np.array(value, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} must hold numbers, got {value!r}") from None
+
+
+def ordered(low_name: str, low: NDArray[Any], high_name: str, high: NDArray[Any]) -> None:
+    """Refuse ``low > high`` anywhere."""
+    wrong = low > high
+    if wrong.any():
+        agent = int(np.argmax(wrong))
+        raise ValueError(
+            f"{low_name}[{agent}] = {low[agent]!r} exceeds {high_name}[{agent}] = {high[agent]!r} (agent {agent})"
+        )
+
+
+def choice(name: str, value: Any, allowed: Iterable[Any]) -> Any:
+    """``value`` if it is one of ``allowed``."""
+    options = list(allowed)
+    if value not in options:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, options))}; got {value!r}")
+    return value
+
+
+def actions(
+    values: NDArray[Any], shape: tuple[int, ...], agents: Sequence[str], names: Sequence[str] | None = None
+) -> None:
+    """Refuse a joint action ``(..., N, A)`` of the wrong shape, not finite, or outside [−1, 1].
+
+    Raises:
+        ValueError: names agent, entry and value.
+    """
+    if values.shape != shape:
+        raise ValueError(f"actions must have shape {shape}, got {values.shape}")
+    # One pass that NaN fails too; details are worked out only for the message.
+    if not (np.abs(values).max(initial=0.0) <= 1.0):
+        index = tuple(int(i) for i in np.argwhere(~(np.abs(values) <= 1.0))[0])
+        entry = names[index[-1]] if names else str(index[-1])
+        where = f" in environment {index[0]}" if len(index) > 2 else ""
+        raise ValueError(
+            f"action of {agents[index[-2]]}{where}, entry {entry}, must lie in [-1, 1], got {float(values[index])!r}"
+        )
+
+
+def _range(low: float, high: float, open_low: bool) -> str:
+    if np.isinf(low) and np.isinf(high):
+        return "finite"
+    if np.isinf(high):
+        return f"finite and {'>' if open_low else '>='} {low:g}"
+    return f"in {'(' if open_low else '['}{low:g}, {high:g}]"

@@ -1,0 +1,1 @@
+"""Adapters from the functional contract to the interfaces of learning libraries, one file each."""

@@ -1,0 +1,150 @@
+"""PettingZoo ``ParallelEnv``: all agents act at once, dictionaries in and out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+from pettingzoo import ParallelEnv
+
+from p2penv.core import validation
+from p2penv.core.contract import MarketEnv
+from p2penv.faces.runner import Runner
+
+Observation = NDArray[np.float32]
+
+
+class MarketParallelEnv(ParallelEnv[str, Observation, NDArray[Any]]):
+    """A market as a PettingZoo parallel environment.
+
+    Args:
+        env: the functional environment.
+        render_mode: None, ``"rgb_array"`` or ``"human"``.
+        dtype: of the arithmetic inside.
+        out_of_range: ``"raise"`` or ``"clip"`` actions outside [−1, 1].
+    """
+
+    def __init__(
+        self, env: MarketEnv, render_mode: str | None = None, dtype: str = "float64", out_of_range: str = "raise"
+    ) -> None:
+        self.functional = env
+        self.runner = Runner(env, 1, dtype=dtype, out_of_range=out_of_range)
+        self.metadata = dict(env.metadata)
+        self.render_mode = validation.choice("render_mode", render_mode, (None, *self.metadata["render_modes"]))
+        self.possible_agents = list(self.runner.agents)
+        self.agents: list[str] = []
+        self.observation_spaces = self.runner.observation_spaces
+        self.action_spaces = self.runner.action_spaces
+        self.state_space = spaces.Box(-1.0, 1.0, (int(np.prod(self.runner.observation_shape)),), np.float32)
+        self._padded = len({space.shape for space in self.action_spaces.values()}) > 1
+        self._observations: Observation | None = None
+        self._info: dict[str, NDArray[Any]] = {}
+        self._window: Any = None
+        self._market_keys = [key for key, axis in env.info_axes.items() if axis == "env"]
+        self._agent_keys = [key for key, axis in env.info_axes.items() if axis == "agent"]
+
+    def observation_space(self, agent: str) -> spaces.Box:
+        """Observation space of an agent, the same object each time."""
+        return self.observation_spaces[agent]
+
+    def action_space(self, agent: str) -> spaces.Box:
+        """Action space of an agent, the same object each time."""
+        return self.action_spaces[agent]
+
+    def reset(
+        self, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, Observation], dict[str, dict[str, float]]]:
+        """Start an episode. A seed restarts the random stream; ``options`` are accepted for the API, none exist."""
+        del options
+        self._info = self.runner.reset(seed)
+        self.agents = self.possible_agents[:]
+        self._observations = self.runner.observations(self.runner.state)[0]
+        return dict(zip(self.agents, self._observations, strict=True)), self._infos()
+
+    def step(
+        self, actions: dict[str, NDArray[Any]]
+    ) -> tuple[dict[str, Observation], dict[str, float], dict[str, bool], dict[str, bool], dict[str, dict[str, float]]]:
+        """Play one action an agent.
+
+        Raises:
+            ValueError: an agent is missing or unknown, or its action has the wrong shape, is not finite or leaves
+                [−1, 1]; nothing has changed then.
+        """
+        agents = self.agents
+        if not agents:
+            if self._observations is None:
+                raise RuntimeError("call reset before step")
+            return {}, {}, {}, {}, {}
+        step = self.runner.step(self.runner.check(self._gather(actions)))
+        self._info = step.info
+        self._observations = self.runner.observations(step.state)[0]
+        terminated, truncated = bool(step.terminated[0]), bool(step.truncated[0])
+        results = (
+            dict(zip(agents, self._observations, strict=True)),
+            dict(zip(agents, step.reward[0].tolist(), strict=True)),
+            dict.fromkeys(agents, terminated),
+            dict.fromkeys(agents, truncated),
+            self._infos(),
+        )
+        if terminated or truncated:
+            self.agents = []
+        if self.render_mode == "human":
+            self.render()
+        return results
+
+    def _gather(self, actions: dict[str, NDArray[Any]]) -> NDArray[Any]:
+        try:
+            if self._padded:
+                joint = np.zeros(self.runner.shape[1:])
+                for row, agent in zip(joint, self.agents, strict=True):
+                    row[: self.action_spaces[agent].shape[0]] = actions[agent]
+                return joint[None]
+            return np.array([[actions[agent] for agent in self.agents]])
+        except KeyError as error:
+            raise ValueError(f"no action for agent {error.args[0]!r}; every live agent needs one") from None
+        except ValueError:
+            shapes = {agent: np.shape(actions[agent]) for agent in self.agents}
+            wrong = next(agent for agent in self.agents if shapes[agent] != self.action_spaces[agent].shape)
+            raise ValueError(
+                f"action of {wrong} must have shape {self.action_spaces[wrong].shape}, got {shapes[wrong]}"
+            ) from None
+
+    def _infos(self) -> dict[str, dict[str, float]]:
+        if not self._info:
+            return {agent: {} for agent in self.agents}
+        market = {key: self._info[key].item() for key in self._market_keys}
+        columns = [self._info[key][0].tolist() for key in self._agent_keys]
+        keys = self._agent_keys
+        return {
+            agent: {**market, **dict(zip(keys, values, strict=True))}
+            for agent, values in zip(self.agents, zip(*columns, strict=True), strict=True)
+        }
+
+    def state(self) -> Observation:
+        """All observations, flattened ``(N·F,)``."""
+        if self._observations is None:
+            raise RuntimeError("call reset before state")
+        return self._observations.reshape(-1)
+
+    def render(self) -> NDArray[np.uint8] | None:
+        """Picture of the market: an ``(height, width, 3)`` array, or a window with ``"human"``."""
+        if self.render_mode is None or self.runner.state is None:
+            return None
+        from p2penv.faces import window
+
+        info = self._info or self.functional.initial_info(self.runner.params, self.runner.state)
+        figure = self.functional.render(self.runner.state, info)
+        if self.render_mode == "rgb_array":
+            return window.pixels(figure)
+        self._window = window.show(figure, self._window)
+        return None
+
+    def close(self) -> None:
+        """Close the window, if there is one."""
+        if self._window is not None:
+            from p2penv.faces import window
+
+            window.close(self._window)
+            self._window = None

@@ -1,0 +1,90 @@
+"""What all NumPy faces share: spaces, parameters, random stream, state and observations of E environments."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from p2penv.core import validation
+from p2penv.core.contract import MarketEnv, Step
+from p2penv.core.random import NumpyStream
+
+Floats = NDArray[Any]
+
+
+class Runner:
+    """Steps E environments of a market on NumPy; faces put their interface around it.
+
+    Args:
+        env: the functional environment.
+        num_envs: E ≥ 1.
+        dtype: of the arithmetic inside, ``"float64"`` or ``"float32"``.
+        out_of_range: ``"raise"`` an error on actions outside [−1, 1], or ``"clip"`` them.
+    """
+
+    def __init__(
+        self, env: MarketEnv, num_envs: int = 1, *, dtype: str = "float64", out_of_range: str = "raise"
+    ) -> None:
+        if isinstance(num_envs, bool) or not isinstance(num_envs, int | np.integer) or num_envs < 1:
+            raise ValueError(f"num_envs must be a whole number >= 1, got {num_envs!r}")
+        self.env = env
+        self.num_envs = int(num_envs)
+        self.dtype = np.dtype(validation.choice("dtype", str(np.dtype(dtype)), ("float64", "float32")))
+        self.clips = validation.choice("out_of_range", out_of_range, ("raise", "clip")) == "clip"
+        self.params = env.params if self.dtype == np.float64 else env.scenario.params(np, np.float32)
+        self.agents = [f"{role.name}_{n}" for role in env.roles for n in range(role.count)]
+        self.actions = max(role.actions for role in env.roles)
+        self.constant = env.context.shape[1]
+        self.shape = (self.num_envs, len(self.agents), self.actions)
+        self.observation_shape = (len(self.agents), len(env.features))
+        self.action_spaces = {
+            f"{role.name}_{n}": spaces.Box(-1.0, 1.0, (role.actions,), np.float32)
+            for role in env.roles
+            for n in range(role.count)
+        }
+        self.observation_spaces = {
+            agent: spaces.Box(-1.0, 1.0, self.observation_shape[1:], np.float32) for agent in self.agents
+        }
+        self._template = np.zeros((self.num_envs, *self.observation_shape), np.float32)
+        self._template[..., : self.constant] = env.context
+        self.stream = NumpyStream(None, self.dtype)
+        self.state: Any = None
+
+    def reset(self, seed: int | None = None) -> dict[str, Floats]:
+        """Start fresh episodes in all environments; a seed restarts the random stream. Returns the infos."""
+        if seed is not None:
+            self.stream = NumpyStream(seed, self.dtype)
+        self.state = self.fresh()
+        return self.env.initial_info(self.params, self.state)
+
+    def fresh(self) -> Any:
+        """State of E fresh episodes."""
+        return self.env.initial(self.params, self.stream.draw(self.env.initial_noise, self.num_envs), self.num_envs)
+
+    def check(self, actions: Floats) -> Floats:
+        """Actions ``(E, N, A)`` in the runner's dtype, checked or clipped before anything changes."""
+        if self.clips and actions.shape == self.shape and not np.isnan(actions).any():
+            actions = np.clip(actions, -1.0, 1.0)
+        else:
+            validation.actions(actions, self.shape, self.agents, self.env.action_names)
+        return actions.astype(self.dtype, copy=False)
+
+    def step(self, actions: Floats) -> Step:
+        """Play checked actions ``(E, N, A)``; no autoreset."""
+        if self.state is None:
+            raise RuntimeError("call reset before step")
+        noise = self.stream.draw(self.env.noise, self.num_envs) if self.env.noise else {}
+        step = self.env.step(self.params, self.state, actions, noise)
+        self.state = step.state
+        return step
+
+    def observations(self, state: Any) -> NDArray[np.float32]:
+        """Fresh array ``(E, N, F)`` of a state."""
+        observations = self._template.copy()
+        for index, feature in enumerate(self.env.observe(self.params, state), self.constant):
+            observations[..., index] = feature
+        return observations
+

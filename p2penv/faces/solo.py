@@ -1,0 +1,195 @@
+"""One learner, the others follow a policy: Gymnasium environments, single and vectorised.
+
+With the others at the equilibrium a learner's best reward is what it gets there, so this face is also a learned
+best-response oracle.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+from numpy.typing import NDArray
+
+from p2penv.core import validation
+from p2penv.core.arrays import merge
+from p2penv.core.contract import MarketEnv, Policy, Step
+from p2penv.faces.runner import Runner
+
+Floats = NDArray[Any]
+
+
+class _Learner:
+    """One agent's view of E environments."""
+
+    def __init__(self, env: MarketEnv, num_envs: int, agent: str, others: str | Policy, **options: Any) -> None:
+        self.runner = Runner(env, num_envs, **options)
+        self.agent = validation.choice("agent", agent, self.runner.agents)
+        self.index = self.runner.agents.index(agent)
+        self.policy = env.policy(others) if isinstance(others, str) else others
+        self.action_space = self.runner.action_spaces[agent]
+        self.observation_space = self.runner.observation_spaces[agent]
+        self.observations: Floats
+
+    def reset(self, seed: int | None) -> dict[str, Any]:
+        info = self.runner.reset(seed)
+        self.observations = self.runner.observations(self.runner.state)
+        return self._own(info)
+
+    def step(self, actions: Floats) -> Step:
+        """Play the learner's actions ``(E, A)``; the others answer the same state."""
+        runner, policy = self.runner, self.policy
+        size = self.action_space.shape[0]
+        if actions.shape != (runner.num_envs, size):
+            raise ValueError(f"action of {self.agent} must have shape ({size},), got {actions.shape[1:]}")
+        noise = runner.stream.draw(policy.noise, runner.num_envs)
+        state = runner.state if policy.full_information else None
+        joint = np.array(policy.act(runner.params, self.observations, state, noise))
+        joint[:, self.index, :size] = actions
+        return runner.step(runner.check(joint))
+
+    def own(self, step: Step) -> tuple[Floats, dict[str, Any]]:
+        """The learner's observations ``(E, F)`` and infos; call before looking at the next state."""
+        self.observations = self.runner.observations(step.state)
+        return self.observations[:, self.index], self._own(step.info)
+
+    def _own(self, info: dict[str, Any]) -> dict[str, Any]:
+        axes = self.runner.env.info_axes
+        return {key: value if axes[key] == "env" else value[:, self.index] for key, value in info.items()}
+
+
+class MarketSoloEnv(gymnasium.Env[Floats, Floats]):
+    """A market for one learner.
+
+    Args:
+        env: the functional environment.
+        agent: name of the learner.
+        others: name of a reference policy (``"ve"``: the equilibrium) or a ``Policy`` for everybody else.
+        render_mode: None, ``"rgb_array"`` or ``"human"``.
+        dtype: of the arithmetic inside.
+        out_of_range: ``"raise"`` or ``"clip"`` actions outside [−1, 1].
+    """
+
+    def __init__(
+        self,
+        env: MarketEnv,
+        agent: str,
+        others: str | Policy = "ve",
+        render_mode: str | None = None,
+        dtype: str = "float64",
+        out_of_range: str = "raise",
+    ) -> None:
+        self.functional = env
+        self.learner = _Learner(env, 1, agent, others, dtype=dtype, out_of_range=out_of_range)
+        self.metadata = dict(env.metadata)
+        self.render_mode = validation.choice("render_mode", render_mode, (None, *self.metadata["render_modes"]))
+        self.action_space = self.learner.action_space
+        self.observation_space = self.learner.observation_space
+        self._info: dict[str, Any] = {}
+        self._window: Any = None
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Floats, dict[str, Any]]:
+        """Start an episode."""
+        super().reset(seed=seed, options=options)
+        if seed is None and self.learner.runner.state is None:
+            seed = int(self.np_random.integers(2**31))
+        info = self.learner.reset(seed)
+        self._info = {}
+        return self.learner.observations[0, self.learner.index], {key: value.item() for key, value in info.items()}
+
+    def step(self, action: Floats) -> tuple[Floats, float, bool, bool, dict[str, Any]]:
+        """Play the learner's action ``(A,)`` in [−1, 1].
+
+        Raises:
+            ValueError: wrong shape, not finite or out of range.
+        """
+        step = self.learner.step(np.asarray(action)[None])
+        self._info = step.info
+        observations, info = self.learner.own(step)
+        result = (
+            observations[0],
+            float(step.reward[0, self.learner.index]),
+            bool(step.terminated[0]),
+            bool(step.truncated[0]),
+            {key: value.item() for key, value in info.items()},
+        )
+        if self.render_mode == "human":
+            self.render()
+        return result
+
+    def render(self) -> NDArray[np.uint8] | None:  # type: ignore[override]
+        """Picture of the market."""
+        runner = self.learner.runner
+        if self.render_mode is None or runner.state is None:
+            return None
+        from p2penv.faces import window
+
+        info = self._info or self.functional.initial_info(runner.params, runner.state)
+        figure = self.functional.render(runner.state, info)
+        if self.render_mode == "rgb_array":
+            return window.pixels(figure)
+        self._window = window.show(figure, self._window)
+        return None
+
+    def close(self) -> None:
+        """Close the window, if there is one."""
+        if self._window is not None:
+            from p2penv.faces import window
+
+            window.close(self._window)
+            self._window = None
+
+
+class MarketSoloVectorEnv(VectorEnv[Floats, Floats, Floats]):
+    """E copies of the solo environment stepped together, with same-step autoreset.
+
+    Arguments as :class:`MarketSoloEnv`; rewards, terminated and truncated are ``(E,)``. ``final_obs (E, F)`` and
+    ``_final_obs (E,)`` hold last observations.
+    """
+
+    def __init__(
+        self,
+        env: MarketEnv,
+        num_envs: int,
+        agent: str,
+        others: str | Policy = "ve",
+        dtype: str = "float64",
+        out_of_range: str = "raise",
+    ) -> None:
+        self.learner = _Learner(env, num_envs, agent, others, dtype=dtype, out_of_range=out_of_range)
+        self.num_envs = self.learner.runner.num_envs
+        self.metadata = dict(env.metadata) | {"autoreset_mode": AutoresetMode.SAME_STEP}
+        self.single_observation_space = self.learner.observation_space
+        self.single_action_space = self.learner.action_space
+        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
+        self.action_space = batch_space(self.single_action_space, self.num_envs)
+
+    def reset(
+        self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Floats, dict[str, Any]]:
+        """Start fresh episodes everywhere; one seed for the whole batch. ``options`` are not used."""
+        del options
+        if isinstance(seed, list):
+            raise ValueError("give one seed: a batch draws its noise at once")
+        info = self.learner.reset(seed)
+        return self.learner.observations[:, self.learner.index], info
+
+    def step(self, actions: Floats) -> tuple[Floats, Floats, Floats, Floats, dict[str, Any]]:
+        """Play the learner's actions ``(E, A)`` in [−1, 1]."""
+        runner = self.learner.runner
+        step = self.learner.step(np.asarray(actions))
+        observations, info = self.learner.own(step)
+        done = step.terminated | step.truncated
+        if done.any():
+            runner.state = merge(done, runner.fresh(), step.state)
+            info |= {"final_obs": observations, "_final_obs": done}
+            self.learner.observations = runner.observations(runner.state)
+            observations = self.learner.observations[:, self.learner.index]
+        return observations, step.reward[:, self.learner.index], step.terminated, step.truncated, info
+
+    def close_extras(self, **kwargs: Any) -> None:
+        """Nothing to release."""

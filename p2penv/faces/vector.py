@@ -1,0 +1,76 @@
+"""Batched stepping: E environments × N agents in one call, also a ``gymnasium.vector.VectorEnv``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+from numpy.typing import NDArray
+
+from p2penv.core.arrays import merge
+from p2penv.core.contract import MarketEnv
+from p2penv.faces.runner import Runner
+
+Floats = NDArray[Any]
+
+
+class MarketVectorEnv(VectorEnv[Floats, Floats, Floats]):
+    """E environments stepped together; every agent of every environment has its own row.
+
+    ``reset`` gives observations ``(E, N, F)``; ``step`` takes actions ``(E, N, A)`` and gives observations, rewards
+    ``(E, N)``, terminated and truncated ``(E,)`` and infos ``(E,)`` or ``(E, N)``. Environments that end are reset
+    within the step (``AutoresetMode.SAME_STEP``): ``final_obs (E, N, F)`` then holds the last observations, valid
+    where ``_final_obs (E,)``. Rewards are per agent, so wrappers that expect ``(E,)`` want the solo face instead.
+
+    Args:
+        env: the functional environment.
+        num_envs: E ≥ 1.
+        dtype: of the arithmetic inside and the rewards.
+        out_of_range: ``"raise"`` or ``"clip"`` actions outside [−1, 1].
+    """
+
+    def __init__(
+        self, env: MarketEnv, num_envs: int, dtype: str = "float64", out_of_range: str = "raise"
+    ) -> None:
+        self.functional = env
+        self.runner = Runner(env, num_envs, dtype=dtype, out_of_range=out_of_range)
+        self.num_envs = self.runner.num_envs
+        self.agents = self.runner.agents
+        self.metadata = dict(env.metadata) | {"autoreset_mode": AutoresetMode.SAME_STEP}
+        self.single_observation_space = spaces.Box(-1.0, 1.0, self.runner.observation_shape, np.float32)
+        self.single_action_space = spaces.Box(-1.0, 1.0, self.runner.shape[1:], np.float32)
+        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
+        self.action_space = batch_space(self.single_action_space, self.num_envs)
+
+    def reset(
+        self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Floats, dict[str, Any]]:
+        """Start fresh episodes everywhere; one seed for the whole batch. ``options`` are not used."""
+        del options
+        if isinstance(seed, list):
+            raise ValueError("give one seed: a batch draws its noise at once")
+        info = self.runner.reset(seed)
+        return self.runner.observations(self.runner.state), dict(info)
+
+    def step(self, actions: Floats) -> tuple[Floats, Floats, Floats, Floats, dict[str, Any]]:
+        """Play actions ``(E, N, A)`` in [−1, 1].
+
+        Raises:
+            ValueError: wrong shape, not finite or out of range; names environment, agent and entry.
+        """
+        runner = self.runner
+        step = runner.step(runner.check(np.asarray(actions)))
+        observations = runner.observations(step.state)
+        info: dict[str, Any] = dict(step.info)
+        done = step.terminated | step.truncated
+        if done.any():
+            runner.state = merge(done, runner.fresh(), step.state)
+            info |= {"final_obs": observations, "_final_obs": done}
+            observations = runner.observations(runner.state)
+        return observations, step.reward, step.terminated, step.truncated, info
+
+    def close_extras(self, **kwargs: Any) -> None:
+        """Nothing to release."""
