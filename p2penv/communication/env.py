@@ -143,6 +143,8 @@ class Communication:
         self.info_axes: Mapping[str, Literal["env", "agent"]] = (
             {} if infos == "none" else dict.fromkeys(market, "env") | dict.fromkeys(agent, "agent")  # type: ignore[assignment]
         )
+        # The weights of the exact potential: divided by them, all agents climb the same function.
+        self.reward_scale: Array = self.params.slope / self.params.slope.mean()
         self._innovation = self.renewable_sd * float(np.sqrt(1.0 - self.autoregression**2))
         self._set_scales()
 
@@ -299,11 +301,13 @@ class Communication:
             shared: equilibrium.Shared = "penalty" if self.shared_penalty else "constraint"
             gain = equilibrium.exploitability(params, shift, variance, shared, self.shared_penalty, y)
         exact = equilibrium.variational_equilibrium(params, private_information=y, infeasible="nearest")
+        planned = equilibrium.coordinated(params, private_information=y, infeasible="nearest")
         zero = 0.0 * shift
         return {
             "cost": self._cost(params, y, shift, variance),
             "cost_truthful": self._cost(params, y, zero, rules.least_variance(params, zero)),
             "cost_equilibrium": self._cost(params, y, exact.shift, exact.variance),
+            "cost_coordinated": self._cost(params, y, planned.shift, planned.variance),
             "exploitability": gain,
         }
 

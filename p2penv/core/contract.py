@@ -60,6 +60,8 @@ class MarketEnv(Protocol):
     info_axes: Mapping[str, Literal["env", "agent"]]
     context: Array
     """(N, Fs) constant features in [−1, 1]."""
+    reward_scale: Array
+    """(N,) relative size of each agent's stakes; learners may divide by it, which changes no equilibrium."""
     features: tuple[str, ...]
     """Names of all features, the constant ones first."""
 
@@ -81,7 +83,8 @@ class MarketEnv(Protocol):
     def assess(self, params: Any, state: Any, actions: Array) -> dict[str, Array]:
         """Exact stage-game measures of a joint action, what every report needs.
 
-        Keys: ``cost``, ``cost_truthful``, ``cost_equilibrium``, ``exploitability`` ``(E, N)``.
+        Keys: ``cost``, ``cost_truthful``, ``cost_equilibrium``, ``cost_coordinated`` (the planner's),
+        ``exploitability``; each ``(E, N)``.
         """
 
     def render(self, state: Any, info: Mapping[str, Array]) -> Any:

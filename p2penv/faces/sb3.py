@@ -32,6 +32,7 @@ class MarketVecEnv(VecEnv):
         env: the functional environment.
         num_envs: E ≥ 1; ``VecEnv.num_envs`` is E·N.
         identity: append a one-hot code of the agent to its observation, so that one network can tell agents apart.
+        scale_rewards: divide rewards by the market's ``reward_scale``, so that small stakes are learned too.
         dtype: of the arithmetic inside.
     """
 
@@ -41,12 +42,14 @@ class MarketVecEnv(VecEnv):
         num_envs: int,
         *,
         identity: bool = True,
+        scale_rewards: bool = False,
         dtype: str = "float64",
     ) -> None:
         self.functional = env
         self.runner = Runner(env, num_envs, dtype=dtype)
         envs, agents, features = self.runner.num_envs, *self.runner.observation_shape
         self.agents = self.runner.agents
+        self._scale = env.reward_scale if scale_rewards else None
         code = np.eye(agents, dtype=np.float32) if identity else np.zeros((agents, 0), np.float32)
         self._template = np.concatenate(
             [np.zeros((envs, agents, features), np.float32), np.broadcast_to(code, (envs, *code.shape))], axis=-1
@@ -99,7 +102,8 @@ class MarketVecEnv(VecEnv):
                 }
             runner.state = merge(ended, runner.fresh(), step.state)
             observations = self.observations(runner.state)
-        rewards = step.reward.astype(np.float32).reshape(-1)
+        reward = step.reward if self._scale is None else step.reward / self._scale
+        rewards = reward.astype(np.float32).reshape(-1)
         return observations, rewards, np.repeat(ended, len(self.agents)), infos
 
     def close(self) -> None:

@@ -1,0 +1,1 @@
+"""Learners, evaluation, reports and the command line ``python -m training``."""

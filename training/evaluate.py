@@ -1,0 +1,162 @@
+"""How far from equilibrium is a policy profile, and what does it cost? Exact stage-game measures.
+
+Each context is a state of the market. Exploitability and costs of the joint action a profile plays there come from
+``MarketEnv.assess``; nothing is estimated by a grid. Averages over contexts carry a 95 % interval.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from p2penv.core.contract import MarketEnv, Policy
+from p2penv.core.random import NumpyStream
+from p2penv.faces.runner import Runner
+
+Floats = NDArray[np.float64]
+HELD_OUT = 2**31  # contexts come from seeds that training does not use
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Measures per agent, averaged over contexts; money in $."""
+
+    agents: list[str]
+    contexts: int
+    cost: Floats
+    """(N,) expected cost of the profile"""
+    cost_truthful: Floats
+    """(N,) at truthful play"""
+    cost_equilibrium: Floats
+    """(N,) at the exact equilibrium"""
+    cost_coordinated: Floats
+    """(N,) under the planner"""
+    exploitability: Floats
+    """(N,) gain of the best unilateral deviation"""
+    nashconv_samples: Floats
+    """(contexts,) sum of the gains in each context"""
+
+    @property
+    def nashconv(self) -> float:
+        """Mean NashConv."""
+        return float(self.nashconv_samples.mean())
+
+    @property
+    def interval(self) -> float:
+        """Half width of the 95 % interval of the mean NashConv over contexts; 0 with one context."""
+        if self.contexts < 2:
+            return 0.0
+        return float(1.96 * self.nashconv_samples.std(ddof=1) / np.sqrt(self.contexts))
+
+    @property
+    def utility_gap(self) -> Floats:
+        """(N,) cost at truthful play minus cost."""
+        return self.cost_truthful - self.cost
+
+    @property
+    def price_of_anarchy(self) -> float | None:
+        """Social cost at the equilibrium over the planner's; None unless both are positive."""
+        return _ratio(self.cost_equilibrium.sum(), self.cost_coordinated.sum())
+
+    @property
+    def price_of_anarchy_played(self) -> float | None:
+        """Social cost of the profile over the planner's; None unless both are positive."""
+        return _ratio(self.cost.sum(), self.cost_coordinated.sum())
+
+    def summary(self) -> dict[str, Any]:
+        """Numbers as plain data."""
+        return {
+            "nashconv": self.nashconv,
+            "nashconv_interval_95": self.interval,
+            "social_cost": float(self.cost.sum()),
+            "social_cost_truthful": float(self.cost_truthful.sum()),
+            "social_cost_equilibrium": float(self.cost_equilibrium.sum()),
+            "social_cost_coordinated": float(self.cost_coordinated.sum()),
+            "price_of_anarchy": self.price_of_anarchy,
+            "price_of_anarchy_played": self.price_of_anarchy_played,
+            "contexts": self.contexts,
+            "agents": self.rows(),
+        }
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row an agent."""
+        return [
+            {
+                "agent": agent,
+                "cost_truthful": float(self.cost_truthful[n]),
+                "cost_equilibrium": float(self.cost_equilibrium[n]),
+                "cost": float(self.cost[n]),
+                "utility_gap": float(self.utility_gap[n]),
+                "exploitability": float(self.exploitability[n]),
+            }
+            for n, agent in enumerate(self.agents)
+        ]
+
+
+def _ratio(cost: float, best: float) -> float | None:
+    return float(cost / best) if cost > 0 and best > 0 else None
+
+
+def evaluate(env: MarketEnv, policy: Policy, contexts: int = 100, seed: int = 0) -> Evaluation:
+    """Play a policy in held-out contexts and measure its joint actions exactly.
+
+    A deterministic policy in a one-shot game has one context. Otherwise context k is the state an episode of its
+    own reaches after k mod horizon steps under the policy, so that all hours of an episode count.
+
+    Args:
+        env: the functional environment.
+        policy: the joint policy.
+        contexts: number of contexts.
+        seed: of the held-out contexts.
+    """
+    if not env.initial_noise and not policy.noise:
+        contexts = 1
+    runner = Runner(env, contexts)
+    runner.reset(HELD_OUT + seed)
+    stream = NumpyStream(HELD_OUT + seed + 1)
+    when = np.arange(contexts) % env.horizon
+    parts: list[tuple[NDArray[np.intp], dict[str, Floats]]] = []
+    for time in range(int(when.max()) + 1):
+        state = runner.state
+        noise = stream.draw(policy.noise, contexts)
+        known = state if policy.full_information else None
+        actions = np.asarray(policy.act(runner.params, runner.observations(state), known, noise), np.float64)
+        runner.check(actions)
+        index = np.flatnonzero(when == time)
+        chosen = type(state)(*(leaf[index] for leaf in state))
+        parts.append((index, env.assess(runner.params, chosen, actions[index])))
+        if time < when.max():
+            runner.step(actions)
+    order = np.argsort(np.concatenate([index for index, _ in parts]))
+    measures = {key: np.concatenate([part[key] for _, part in parts])[order] for key in parts[0][1]}
+    means = {key: value.mean(axis=0) for key, value in measures.items()}
+    return Evaluation(
+        agents=runner.agents,
+        contexts=contexts,
+        nashconv_samples=measures["exploitability"].sum(axis=1),
+        **means,
+    )
+
+
+def marl_eval(
+    market: str, task: str, algorithm: str, seed: int, curve: list[dict[str, float]], final: dict[str, float]
+) -> dict[str, Any]:
+    """Nest measurements the way marl-eval reads them: environment, task, algorithm, run, step, metrics.
+
+    Args:
+        market: environment name.
+        task: scenario name.
+        algorithm: name of the method.
+        seed: of the run.
+        curve: one row an evaluation with ``agent_steps``, ``seconds`` and metrics.
+        final: metrics of the final policy.
+    """
+    steps: dict[str, Any] = {}
+    for index, row in enumerate(curve):
+        metrics = {key: [value] for key, value in row.items() if key not in ("agent_steps", "seconds")}
+        steps[f"step_{index}"] = {"step_count": int(row["agent_steps"]), "elapsed_time": row["seconds"]} | metrics
+    steps["absolute_metrics"] = {key: [value] for key, value in final.items()}
+    return {market: {task: {algorithm: {f"seed_{seed}": steps}}}}

@@ -1,0 +1,150 @@
+"""One self-contained HTML page a run: what was learned against the equilibrium."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from html import escape
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from training.policies import load_learned
+from training.runs import load_config, read_csv, write_text
+
+LEARNED, EXACT, TRUTH, PLANNER = "#0072b2", "#d55e00", "#999999", "#009e73"  # colour-blind safe
+
+PAGE = Template("""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">
+<title>$title</title>
+<style>
+body{font:16px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;color:#1a1a1a}
+h1{font-size:1.5rem;margin-bottom:.2rem} h2{font-size:1.15rem;margin:2rem 0 .5rem}
+.lead{color:#555;margin-top:0} .tiles{display:flex;flex-wrap:wrap;gap:.8rem;margin:1.2rem 0}
+.tile{border:1px solid #ddd;border-radius:.5rem;padding:.7rem 1rem;flex:1 1 11rem}
+.tile b{display:block;font-size:1.45rem} .tile span{color:#555;font-size:.85rem}
+img{max-width:100%;height:auto} table{border-collapse:collapse;font-size:.92rem;width:100%}
+th,td{padding:.25rem .6rem;text-align:right;border-bottom:1px solid #eee} th:first-child,td:first-child{text-align:left}
+pre{background:#f6f6f6;padding:1rem;border-radius:.5rem;overflow-x:auto;font-size:.85rem}
+</style></head><body>
+<h1>$title</h1><p class="lead">$lead</p>
+<div class="tiles">$tiles</div>
+<h2>Learning against the equilibrium</h2><img alt="learning curve and NashConv over training" src="$curve">
+<h2>Per agent</h2><img alt="utility gap per agent, learned and equilibrium" src="$bars">$table
+<h2>The market as learned</h2><img alt="network coloured by privacy price" src="$picture">
+<h2>Configuration</h2><pre>$config</pre>
+</body></html>
+""")
+
+
+def write(folder: Path) -> Path:
+    """Write ``report.html`` from the files of a finished run.
+
+    Raises:
+        FileNotFoundError: not a run, or not finished.
+    """
+    path = folder / "metrics.json"
+    load_config(folder)
+    if not path.is_file():
+        raise FileNotFoundError(f"run {folder} is not finished: it has no metrics.json")
+    metrics = json.loads(path.read_text(encoding="utf-8"))
+    curve = read_csv(folder / "curve.csv")
+    config = (folder / "config.json").read_text(encoding="utf-8")
+    tiles = [
+        (f"{metrics['nashconv_ratio']:.3%}", "NashConv of the learned profile, of truthful play's"),
+        (f"{metrics['nashconv_learned']:.5f} $", f"NashConv learned (truthful {metrics['nashconv_truthful']:.4f})"),
+        (f"{metrics['social_cost_learned']:.3f} $", f"social cost (equilibrium {metrics['social_cost_equilibrium']:.3f})"),
+        (f"{metrics['train_seconds']:.1f} s", f"training, {metrics['agent_steps']:,} agent-steps"),
+    ]
+    page = PAGE.substitute(
+        title=escape(f"{metrics['market']} · {metrics['scenario']}: learned against equilibrium"),
+        lead=escape(
+            f"{metrics['algorithm'].upper()}, {metrics['learners']} learners, seed {metrics['seed']}, horizon "
+            f"{metrics['horizon']}; measures are exact, averaged over {metrics['contexts']} context(s)."
+        ),
+        tiles="".join(f'<div class="tile"><b>{escape(value)}</b><span>{escape(text)}</span></div>' for value, text in tiles),
+        curve=_embed(curve_figure(curve, metrics)),
+        bars=_embed(bars_figure(metrics)),
+        picture=_embed(market_figure(folder)),
+        table=_table(metrics["agents"]),
+        config=escape(config),
+    )
+    target = folder / "report.html"
+    write_text(target, page)
+    return target
+
+
+def curve_figure(curve: list[dict[str, float]], metrics: dict[str, Any]) -> Figure:
+    """Social gain and NashConv over training, with the equilibrium, the planner and truthful play as lines."""
+    steps = np.array([row["agent_steps"] for row in curve]) / 1e6
+    figure = Figure(figsize=(10, 3.8), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.plot(steps, [row["social_gap"] for row in curve], color=LEARNED, lw=2, label="learned")
+    truthful = metrics["social_cost_truthful"]
+    for key, colour, label in (("equilibrium", EXACT, "equilibrium"), ("coordinated", PLANNER, "planner")):
+        left.axhline(truthful - metrics[f"social_cost_{key}"], color=colour, ls="--", label=label)
+    left.axhline(0.0, color=TRUTH, lw=1, label="truthful")
+    left.set_ylabel("social cost saved against truthful play [$]")
+    right.semilogy(steps, np.maximum([row["nashconv"] for row in curve], 1e-9), color=LEARNED, lw=2, label="learned")
+    right.axhline(metrics["nashconv_truthful"], color=TRUTH, label="truthful")
+    right.set_ylabel("NashConv [$]")
+    for axes in (left, right):
+        axes.set_xlabel("million agent-steps")
+        axes.grid(alpha=0.25)
+        axes.legend(frameon=False)
+    return figure
+
+
+def bars_figure(metrics: dict[str, Any]) -> Figure:
+    """Cost saved per agent at the equilibrium and as learned."""
+    rows = metrics["agents"]
+    place = np.arange(len(rows))
+    figure = Figure(figsize=(10, 3.4), layout="constrained")
+    axes = figure.subplots()
+    exact = [row["cost_truthful"] - row["cost_equilibrium"] for row in rows]
+    axes.bar(place - 0.2, exact, 0.4, color=EXACT, label="equilibrium")
+    axes.bar(place + 0.2, [row["utility_gap"] for row in rows], 0.4, color=LEARNED, label="learned")
+    axes.axhline(0.0, color="black", lw=0.8)
+    if len(rows) <= 60:
+        axes.set_xticks(place, [row["agent"].rsplit("_", 1)[-1] for row in rows])
+    axes.set_xlabel(rows[0]["agent"].rsplit("_", 1)[0])
+    axes.set_ylabel("utility gap [$]")
+    axes.grid(axis="y", alpha=0.25)
+    axes.legend(frameon=False)
+    return figure
+
+
+def market_figure(folder: Path) -> Figure:
+    """The market's own picture after one step of the learned policy."""
+    import p2penv
+    from p2penv.faces.runner import Runner
+    from training.evaluate import HELD_OUT
+
+    config = load_config(folder)
+    env = p2penv.make_functional(config.market, **{**config.options, "infos": "full"})
+    runner = Runner(env)
+    runner.reset(HELD_OUT)
+    before = runner.state
+    policy = load_learned(folder, env)
+    actions = policy.act(runner.params, runner.observations(before), None, {})
+    return env.render(before, runner.step(runner.check(actions)).info)
+
+
+def _embed(figure: Figure) -> str:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=130)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+    columns = ("cost_truthful", "cost_equilibrium", "cost", "utility_gap", "exploitability")
+    head = "".join(f"<th>{escape(text)}</th>" for text in ("agent", "truthful [$]", "equilibrium [$]", "learned [$]", "utility gap [$]", "exploitability [$]"))
+    body = "".join(
+        f"<tr><td>{escape(row['agent'])}</td>" + "".join(f"<td>{row[key]:.5f}</td>" for key in columns) + "</tr>"
+        for row in rows
+    )
+    return f"<table><tr>{head}</tr>{body}</table>"

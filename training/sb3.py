@@ -1,0 +1,219 @@
+"""Stable-Baselines3 learners on a market: one shared network, or one learner per agent."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.vec_env import VecEnv
+
+from p2penv.core.contract import MarketEnv
+from p2penv.faces.sb3 import MarketVecEnv
+from training.policies import ALGORITHMS
+from training.runs import TrainConfig
+
+Floats = NDArray[Any]
+
+
+class Decay:
+    """Learning rate that falls linearly to zero over the whole run, resumed or not."""
+
+    def __init__(self, start: float) -> None:
+        self.start = start
+
+    def __call__(self, remaining: float) -> float:
+        """Rate at the share of the run that remains."""
+        return self.start * remaining
+
+
+class Relay:
+    """Lets N single-agent learners step one market together, strictly in turn.
+
+    Each learner runs in its own thread, but only the one that holds the turn works, so a seed gives the same run
+    every time. The last one of a round plays the joint action; the others pick up their results when it is their
+    turn again.
+    """
+
+    def __init__(self, joint: MarketVecEnv) -> None:
+        self.joint = joint
+        self.size = len(joint.agents)
+        self.envs = joint.runner.num_envs
+        self.turns = [threading.Semaphore(0) for _ in range(self.size)]
+        self.actions = np.zeros((self.envs, self.size, joint.runner.actions), np.float32)
+        self.observations: Floats = np.zeros(0)
+        self.outcome: tuple[Any, ...] = ()
+        self.failure: BaseException | None = None
+
+    def reset(self, agent: int) -> Floats:
+        """Own observations; the first learner starts the episode for all."""
+        if agent == 0:
+            self.observations = self.joint.reset()
+        return self._own(self.observations, agent)
+
+    def step(self, agent: int, actions: Floats) -> tuple[Floats, Floats, Floats, list[dict[str, Any]]]:
+        """Add an own action, wait for the round to end, return the own outcome."""
+        self.actions[:, agent] = actions
+        if agent == self.size - 1:
+            self.outcome = self.joint.step(self.actions.reshape(-1, self.actions.shape[-1]))
+        self.pass_on(agent)
+        self.wait(agent)
+        observations, rewards, done, infos = self.outcome
+        own = infos[agent :: self.size]
+        return self._own(observations, agent), self._own(rewards, agent), self._own(done, agent), own
+
+    def wait(self, agent: int) -> None:
+        """Wait for the turn."""
+        self.turns[agent].acquire()
+        if self.failure is not None:
+            raise RuntimeError("another learner failed") from self.failure
+
+    def pass_on(self, agent: int) -> None:
+        """Give the turn to the next learner."""
+        self.turns[(agent + 1) % self.size].release()
+
+    def fail(self, error: BaseException) -> None:
+        """Stop everybody at their next turn."""
+        self.failure = self.failure or error
+        for turn in self.turns:
+            turn.release()
+
+    def _own(self, rows: Floats, agent: int) -> Floats:
+        return rows.reshape(self.envs, self.size, *rows.shape[1:])[:, agent].copy()
+
+
+class AgentVecEnv(VecEnv):
+    """One agent's place in a relay, as the VecEnv its learner sees."""
+
+    def __init__(self, relay: Relay, agent: int) -> None:
+        self.relay = relay
+        self.agent = agent
+        self.render_mode = None
+        joint = relay.joint
+        super().__init__(relay.envs, joint.observation_space, joint.runner.action_spaces[joint.agents[agent]])
+
+    def reset(self) -> Floats:
+        """Own observations of a fresh episode."""
+        return self.relay.reset(self.agent)
+
+    def step_async(self, actions: Floats) -> None:
+        """Keep the own actions."""
+        self._actions = actions
+
+    def step_wait(self) -> tuple[Floats, Floats, Floats, list[dict[str, Any]]]:
+        """Own outcome of the joint step."""
+        return self.relay.step(self.agent, self._actions)
+
+    def seed(self, seed: int | None = None) -> Sequence[int | None]:
+        """Seed the joint stream, once for all."""
+        if self.agent == 0:
+            self.relay.joint.seed(seed)
+        return [seed] * self.num_envs
+
+    def close(self) -> None:
+        """Nothing to release."""
+
+    def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
+        """The same attribute for each sub-environment."""
+        return [getattr(self, attr_name)] * len(list(self._get_indices(indices)))
+
+    def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
+        """Refused: all learners share one market."""
+        raise ValueError(f"cannot set {attr_name!r}: all learners share one market")
+
+    def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
+        """Refused: all learners share one market."""
+        raise ValueError(f"cannot call {method_name!r}: all learners share one market")
+
+    def env_is_wrapped(self, wrapper_class: type, indices: Any = None) -> list[bool]:
+        """Never wrapped."""
+        return [False] * len(list(self._get_indices(indices)))
+
+
+def make_env(env: MarketEnv, config: TrainConfig) -> MarketVecEnv:
+    """The batched market a run trains on."""
+    shared = config.learners == "shared"
+    return MarketVecEnv(env, config.num_envs, identity=shared, scale_rewards=True)
+
+
+def settings(config: TrainConfig, horizon: int, sub_envs: int) -> dict[str, Any]:
+    """Arguments of the SB3 algorithm."""
+    common: dict[str, Any] = {
+        "learning_rate": Decay(config.learning_rate),
+        "gamma": config.gamma,
+        "device": "cpu",
+        "policy_kwargs": {"net_arch": list(config.network)},
+    }
+    if config.algorithm == "sac":
+        common["policy_kwargs"] |= {"log_std_init": -1.0}
+        return common | {
+            "buffer_size": max(200_000, 16 * sub_envs),
+            "learning_starts": 4 * sub_envs,
+            "batch_size": 1024,
+            "gradient_steps": 4,
+            "ent_coef": "auto_0.1",
+        }
+    steps = max(8, min(horizon, 32))
+    common["policy_kwargs"] |= {"log_std_init": -0.5}
+    batch = steps * sub_envs // 4
+    return common | {"n_steps": steps, "batch_size": max(batch, 2), "n_epochs": 4, "gae_lambda": 0.95}
+
+
+def make_models(config: TrainConfig, envs: Sequence[VecEnv], horizon: int, log: str | None) -> list[BaseAlgorithm]:
+    """Fresh learners for the given VecEnvs: one shared, or one an agent with a seed of its own."""
+    torch.set_num_threads(config.threads)
+    kind = ALGORITHMS[config.algorithm]
+    return [
+        kind(
+            "MlpPolicy",
+            env,
+            seed=config.seed + 1000 * index,
+            tensorboard_log=log if index == 0 else None,
+            **settings(config, horizon, env.num_envs),
+        )
+        for index, env in enumerate(envs)
+    ]
+
+
+def learn(models: Sequence[BaseAlgorithm], steps: int, done: int, callback: BaseCallback) -> None:
+    """Train for ``steps`` agent-steps in all, ``done`` of which lie behind; the callback follows the first learner.
+
+    Raises:
+        BaseException: whatever a learner or the callback raised; all learners have stopped then.
+    """
+    rest = max(0, steps - done) // len(models)
+    if len(models) == 1:
+        models[0].learn(rest, callback=callback, reset_num_timesteps=done == 0)
+        return
+    envs = [model.get_env() for model in models]
+    relay = envs[0].relay  # type: ignore[union-attr]
+
+    def run(index: int, target: Callable[..., Any]) -> None:
+        try:
+            relay.wait(index)
+            target(rest, callback=callback if index == 0 else None, reset_num_timesteps=done == 0)
+            relay.pass_on(index)
+        except BaseException as error:  # noqa: BLE001 - reported by the main thread
+            relay.fail(error)
+
+    threads = [
+        threading.Thread(target=run, args=(index, model.learn), daemon=True) for index, model in enumerate(models)
+    ]
+    for thread in threads:
+        thread.start()
+    relay.turns[0].release()
+    try:
+        for thread in threads:
+            thread.join()
+    except BaseException as error:
+        relay.fail(error)
+        for thread in threads:
+            thread.join()
+        raise
+    if relay.failure is not None:
+        raise relay.failure

@@ -1,0 +1,81 @@
+"""What the command line prints."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from training.evaluate import Evaluation
+
+
+def _agents(rows: list[dict[str, Any]], played: str) -> Table:
+    table = Table(title="cost per agent [$]")
+    table.add_column("agent")
+    for column in ("truthful", "equilibrium", played, "utility gap", "exploitability"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        table.add_row(
+            row["agent"],
+            *(f"{row[key]:.4f}" for key in ("cost_truthful", "cost_equilibrium", "cost", "utility_gap")),
+            f"{row['exploitability']:.6f}",
+        )
+    return table
+
+
+def _pairs(rows: list[tuple[str, str]]) -> Table:
+    table = Table(show_header=False)
+    table.add_column("measure")
+    table.add_column("value", justify="right")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _ratio(value: float | None) -> str:
+    return "undefined (cost not positive)" if value is None else f"{value:.5f}"
+
+
+def print_training(metrics: dict[str, Any], console: Console) -> None:
+    """Learned play beside truth and equilibrium."""
+    console.print(_agents(metrics["agents"], "learned"))
+    share = metrics["nashconv_ratio"]
+    console.print(
+        _pairs(
+            [
+                ("social cost, truthful", f"{metrics['social_cost_truthful']:.4f}"),
+                ("social cost, equilibrium", f"{metrics['social_cost_equilibrium']:.4f}"),
+                ("social cost, learned", f"{metrics['social_cost_learned']:.4f}"),
+                ("social cost, planner", f"{metrics['social_cost_coordinated']:.4f}"),
+                ("price of anarchy, equilibrium", _ratio(metrics["price_of_anarchy"])),
+                ("price of anarchy, learned", _ratio(metrics["price_of_anarchy_learned"])),
+                ("NashConv, truthful", f"{metrics['nashconv_truthful']:.4f}"),
+                ("NashConv, untrained", f"{metrics['nashconv_untrained']:.4f}"),
+                ("NashConv, learned", f"{metrics['nashconv_learned']:.5f} ({share:.3%} of truthful)"),
+                ("contexts", str(metrics["contexts"])),
+                ("agent-steps", f"{metrics['agent_steps']:,}"),
+                ("training seconds", f"{metrics['train_seconds']:.1f}"),
+            ]
+        )
+    )
+
+
+def print_evaluation(found: Evaluation, title: str, console: Console) -> None:
+    """Measures of one profile."""
+    console.print(f"[bold]{title}[/bold]")
+    console.print(_agents(found.rows(), "played"))
+    console.print(
+        _pairs(
+            [
+                ("social cost, truthful", f"{found.cost_truthful.sum():.4f}"),
+                ("social cost, equilibrium", f"{found.cost_equilibrium.sum():.4f}"),
+                ("social cost, played", f"{found.cost.sum():.4f}"),
+                ("social cost, planner", f"{found.cost_coordinated.sum():.4f}"),
+                ("price of anarchy, equilibrium", _ratio(found.price_of_anarchy)),
+                ("price of anarchy, played", _ratio(found.price_of_anarchy_played)),
+                ("NashConv", f"{found.nashconv:.6f} ± {found.interval:.6f}"),
+                ("contexts", str(found.contexts)),
+            ]
+        )
+    )

@@ -1,0 +1,215 @@
+"""A training run: learn, watch the distance to equilibrium, keep checkpoints, measure, report."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.vec_env import VecEnv
+
+import p2penv
+from p2penv.core.contract import MarketEnv
+from training import report, tables
+from training.evaluate import Evaluation, evaluate, marl_eval
+from training.policies import ALGORITHMS, LearnedPolicy, model_paths
+from training.runs import TrainConfig, load_config, new_folder, read_csv, save_config, write_atomic, write_csv, write_json
+from training.sb3 import AgentVecEnv, Relay, learn, make_env, make_models
+
+CURVE = ["agent_steps", "seconds", "nashconv", "social_gap", "mean_reward"]
+
+
+def make_market(config: TrainConfig) -> MarketEnv:
+    """The functional environment of a run."""
+    return p2penv.make_functional(config.market, **{**config.options, "infos": "none"})
+
+
+class Watch(BaseCallback):
+    """Evaluates the deterministic policy every few rollouts, keeps checkpoints, moves the bar."""
+
+    def __init__(self, run: Run, progress: Progress) -> None:
+        super().__init__()
+        self.run = run
+        self.progress = progress
+        self.bar = progress.add_task("training", total=run.config.steps, completed=run.done, nashconv=float("nan"))
+        self.before = run.done
+        self.spent = run.seconds
+        self.rollouts = 0
+        self.overhead = 0.0
+        self.started = 0.0
+
+    def _on_training_start(self) -> None:
+        self.started = time.perf_counter()
+        if not self.run.curve:
+            self._measure()
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_end(self) -> None:
+        self.rollouts += 1
+        learners = len(self.run.models)
+        self.run.done = self.model.num_timesteps * learners
+        self.run.seconds = self.spent + time.perf_counter() - self.started - self.overhead
+        self.progress.update(self.bar, completed=min(self.run.done, self.run.config.steps))
+        if self.rollouts % self.run.interval == 0:
+            self._measure()
+
+    def _measure(self) -> None:
+        # Measuring is not training: its time is kept apart.
+        begun = time.perf_counter()
+        row = self.run.measure()
+        self.progress.update(self.bar, nashconv=row["nashconv"])
+        for key in ("nashconv", "social_gap"):
+            self.logger.record(f"equilibrium/{key}", row[key])
+        self.run.save()
+        self.overhead += time.perf_counter() - begun
+
+
+class Run:
+    """A run in its folder; made new or picked up from its last checkpoint."""
+
+    def __init__(self, folder: Path, config: TrainConfig, resume: bool = False) -> None:
+        self.folder = folder
+        self.config = config
+        self.env = make_market(config)
+        joint = make_env(self.env, config)
+        self.agents = joint.agents
+        shared = config.learners == "shared"
+        relay = None if shared else Relay(joint)
+        envs: list[VecEnv] = (
+            [joint] if relay is None else [AgentVecEnv(relay, index) for index in range(len(self.agents))]
+        )
+        self.paths = model_paths(folder / "checkpoint", config.learners, self.agents)
+        self.curve: list[dict[str, float]] = []
+        self.done, self.seconds = 0, 0.0
+        self.models: list[BaseAlgorithm] = make_models(config, envs, self.env.horizon, str(folder / "tensorboard"))
+        if resume and all(path.is_file() for path in self.paths):
+            kind = ALGORITHMS[config.algorithm]
+            self.models = [kind.load(path, env=env, device="cpu") for path, env in zip(self.paths, envs, strict=True)]
+            self.curve = read_csv(folder / "curve.csv")
+            self.done, self.seconds = int(self.curve[-1]["agent_steps"]), self.curve[-1]["seconds"]
+        self.policy = LearnedPolicy(self.models, len(self.agents))
+        self.interval = config.eval_every if config.algorithm == "ppo" else max(1, 10 * config.eval_every)
+        save_config(folder, config)
+
+    def measure(self) -> dict[str, float]:
+        """Evaluate the policy as it is and add a point to the curve."""
+        found = self.evaluate(min(self.config.contexts, 24))
+        row = {
+            "agent_steps": float(self.done),
+            "seconds": self.seconds,
+            "nashconv": found.nashconv,
+            "social_gap": float(found.utility_gap.sum()),
+            "mean_reward": float(found.utility_gap.mean()),
+        }
+        self.curve.append(row)
+        return row
+
+    def evaluate(self, contexts: int | None = None) -> Evaluation:
+        """Exact measures of the deterministic policy in held-out contexts."""
+        return evaluate(self.env, self.policy, contexts or self.config.contexts)
+
+    def save(self) -> None:
+        """Write a checkpoint and the curve so far."""
+        for model, path in zip(self.models, self.paths, strict=True):
+            write_atomic(path, model.save)
+        write_csv(self.folder / "curve.csv", self.curve, CURVE)
+
+    def train(self, console: Console) -> None:
+        """Learn until the configured agent-steps are reached."""
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("NashConv {task.fields[nashconv]:.4f}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=console) as progress:
+            learn(self.models, self.config.steps, self.done, Watch(self, progress))
+        self.measure()
+        self.save()
+
+
+def train(config: TrainConfig, name: str | None = None, resume: Path | None = None, console: Console | None = None) -> Path:
+    """Run or resume a training, print the comparison with the equilibrium, write the run's files.
+
+    Args:
+        config: the configuration; with ``resume`` the run's own is used, except for more ``steps``.
+        name: of the folder under ``runs/``.
+        resume: folder of an interrupted run. Learning goes on from its last checkpoint; the random streams start
+            afresh, so an interrupted run does not repeat an uninterrupted one to the digit.
+        console: where to print.
+
+    Returns:
+        The folder, with ``policy.zip`` (or one per agent), ``config.json``, ``metrics.json``, ``metrics.csv``,
+        ``curve.csv``, ``marl_eval.json`` and ``report.html``.
+    """
+    console = console or Console()
+    if resume is not None:
+        stored = load_config(resume)
+        config = dataclasses.replace(stored, steps=max(stored.steps, config.steps))
+        folder = resume
+    else:
+        folder = new_folder(name or f"{config.market.removesuffix('_v0')}-{config.algorithm}-seed{config.seed}")
+    run = Run(folder, config, resume=resume is not None)
+    scenario = run.env.scenario.name
+    console.print(f"[bold]{config.market}[/bold] {scenario}, horizon {run.env.horizon}: {config.algorithm.upper()}, "
+                  f"{config.learners} learners, {len(run.agents)} agents, {config.num_envs} environments -> {folder}")
+    untrained = run.evaluate() if not run.curve else None
+    nashconv_untrained = untrained.nashconv if untrained else run.curve[0]["nashconv"]
+    try:
+        run.train(console)
+    except KeyboardInterrupt:
+        run.save() if run.curve else None
+        console.print(f"interrupted; go on with: python -m training train {config.market} --resume {folder}")
+        raise
+    return finish(run, nashconv_untrained, console)
+
+
+def finish(run: Run, nashconv_untrained: float, console: Console) -> Path:
+    """Measure the final policy; write and print everything."""
+    folder, config = run.folder, run.config
+    learned = run.evaluate()
+    truthful = evaluate(run.env, run.env.policy("truthful"), config.contexts)
+    for model, path in zip(run.models, model_paths(folder, config.learners, run.agents), strict=True):
+        write_atomic(path, model.save)
+    metrics: dict[str, Any] = {
+        "market": config.market,
+        "scenario": run.env.scenario.name,
+        "horizon": run.env.horizon,
+        "algorithm": config.algorithm,
+        "learners": config.learners,
+        "seed": config.seed,
+        "agent_steps": run.done,
+        "train_seconds": run.seconds,
+        "nashconv_truthful": truthful.nashconv,
+        "nashconv_untrained": nashconv_untrained,
+        "nashconv_learned": learned.nashconv,
+        "nashconv_learned_interval_95": learned.interval,
+        "nashconv_ratio": learned.nashconv / truthful.nashconv,
+        "social_cost_truthful": float(learned.cost_truthful.sum()),
+        "social_cost_equilibrium": float(learned.cost_equilibrium.sum()),
+        "social_cost_coordinated": float(learned.cost_coordinated.sum()),
+        "social_cost_learned": float(learned.cost.sum()),
+        "price_of_anarchy": learned.price_of_anarchy,
+        "price_of_anarchy_learned": learned.price_of_anarchy_played,
+        "contexts": learned.contexts,
+        "agents": learned.rows(),
+    }
+    write_json(folder / "metrics.json", metrics)
+    write_csv(folder / "metrics.csv", learned.rows(), list(learned.rows()[0]))
+    final = {"nashconv": learned.nashconv, "social_gap": float(learned.utility_gap.sum())}
+    method = f"{config.algorithm}-{config.learners}"
+    nested = marl_eval(config.market, run.env.scenario.name, method, config.seed, run.curve, final)
+    write_json(folder / "marl_eval.json", nested)
+    page = report.write(folder)
+    tables.print_training(metrics, console)
+    console.print(f"report: {page}")
+    return folder
