@@ -93,14 +93,15 @@ class Run:
             kind = ALGORITHMS[config.algorithm]
             self.models = [kind.load(path, env=env, device="cpu") for path, env in zip(self.paths, envs, strict=True)]
             self.curve = read_csv(folder / "curve.csv")
-            self.done, self.seconds = int(self.curve[-1]["agent_steps"]), self.curve[-1]["seconds"]
+            self.done = self.models[0].num_timesteps * len(self.models)
+            self.seconds = self.curve[-1]["seconds"]
         self.policy = LearnedPolicy(self.models, len(self.agents))
         self.interval = config.eval_every if config.algorithm == "ppo" else max(1, 10 * config.eval_every)
         save_config(folder, config)
 
     def measure(self) -> dict[str, float]:
         """Evaluate the policy as it is and add a point to the curve."""
-        found = self.evaluate(min(self.config.contexts, 24))
+        found = self.evaluate()
         row = {
             "agent_steps": float(self.done),
             "seconds": self.seconds,
@@ -167,7 +168,8 @@ def train(config: TrainConfig, name: str | None = None, resume: Path | None = No
     try:
         run.train(console)
     except KeyboardInterrupt:
-        run.save() if run.curve else None
+        run.measure()
+        run.save()
         console.print(f"interrupted; go on with: python -m training train {config.market} --resume {folder}")
         raise
     return finish(run, nashconv_untrained, console)

@@ -38,8 +38,8 @@ class Equilibrium(NamedTuple):
     nearest: Array  # bool: the joint set was empty and the nearest reachable total stands in for the bound
 
 
-def _checked(params: Params, y: Array, infeasible: str) -> tuple[Array, Array]:
-    """Ends ``(...)`` of the report totals that agents can reach within (8b), (8c)."""
+def _checked(params: Params, y: Array, infeasible: str) -> tuple[Array, Array, Array]:
+    """Ends ``(...)`` of the report totals that agents can reach within (8b), (8c), and whether there are none."""
     xp = namespace(y, params.slope)
     load, reach = xp.sum(y, axis=-1), xp.sum(params.max_shift, axis=-1)
     low, high = load - reach, load + reach
@@ -51,7 +51,7 @@ def _checked(params: Params, y: Array, infeasible: str) -> tuple[Array, Array]:
             f"empty joint feasible set: expected bounds need a report total in [{float(params.report_low):g}, "
             f"{float(params.report_high):g}] MWh, agents can reach [{float(low[at]):g}, {float(high[at]):g}]"
         )
-    return clip(params.report_low + 0.0 * load, low, high), clip(params.report_high + 0.0 * load, low, high)
+    return clip(params.report_low + 0.0 * load, low, high), clip(params.report_high + 0.0 * load, low, high), empty
 
 
 def _answers(aim: Array, slope: Array, reach: Array) -> tuple[Array, Array]:
@@ -75,9 +75,10 @@ def _jumps(aim: Array, reach: Array, slope: float) -> Inverse:
 
 def _table(aim: Array, rate: Array | None, reach: Array, slope: float) -> Inverse:
     """Inverse of slope·t + Σ_n x_n(t) with x_n as in :func:`_answers`, or :func:`_jumps` where rate is None."""
+    reach = reach + 0.0 * aim  # one table for each row of aims
     if rate is None:
         return _jumps(aim, reach, slope)
-    points, changes = _answers(aim, rate, reach)
+    points, changes = _answers(aim, rate + 0.0 * aim, reach)
     points, values, left, right, _ = ramp_vertices(points, changes, -namespace(reach).sum(reach, axis=-1), slope)
     return invert(points, values, left, right)
 
@@ -104,7 +105,7 @@ def _solve(params: Params, y: Array, aim: Array, weights: Array, infeasible: str
     flat = bool(xp.all(params.variance_slope == 0))
     curvature = xp.where(params.variance_slope == 0, 1.0, params.variance_slope)
     reach, load = params.max_shift, xp.sum(y, axis=-1)
-    low, high = _checked(params, y, infeasible)
+    low, high, empty = _checked(params, y, infeasible)
     # θ = 0: S − Σx(S) = Y, and Σ(−x) increases in S.
     rate = None if flat else 1.0 / curvature
     free = evaluate(_table(aim, rate, reach, 1.0), load)
@@ -115,17 +116,17 @@ def _solve(params: Params, y: Array, aim: Array, weights: Array, infeasible: str
     if xp is not np or np.any(binding):
         steep = None if flat else weights / curvature
         for bound, ends in ((params.report_low, low), (params.report_high, high)):
-            here = binding & (total == ends)
+            # Rounding may put the free total beyond what agents can reach: no bound binds there.
+            here = binding & (total == ends) & ((ends == bound) | empty)
             # Reports total the bound; Σx(θ) = S − Y with x increasing in θ. An unreachable bound is the nearest
             # total, where everybody is at the same end and any θ beyond the last clip point will do.
-            zero = (bound - aim) / weights
+            zero = (ends[..., None] - aim) / weights
             theta = evaluate(_table(zero, steep, reach, 0.0), ends - load)
             held = _shifts(theta[..., None] - zero, steep, reach, ends - load)
-            held = xp.where((ends != bound)[..., None], xp.sign(ends - load)[..., None] * reach, held)
+            held = xp.where(empty[..., None], xp.sign(ends - load)[..., None] * reach, held)
             shift = xp.where(here[..., None], held, shift)
             multiplier = xp.where(here, theta, multiplier)
-    nearest = (low != params.report_low) & (low == high) | (high != params.report_high) & (low == high)
-    return shift, multiplier, nearest
+    return shift, multiplier, empty
 
 
 def _profile(params: Params, y: Array, shift: Array, multiplier: Array, nearest: Array) -> Equilibrium:

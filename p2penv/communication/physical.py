@@ -45,11 +45,11 @@ def expected_moments(params: Params, mean: Array, variance: Array) -> Moments:
     """
     xp = namespace(mean, variance)
     table, size = params.clearing, params.slope.shape[-1]
-    deviation = xp.sqrt(variance)[..., None]
-    scale = xp.where(deviation > 0, deviation, 1e-150)
+    # Less noise than this is lost in rounding; none at all would have no quotient and no derivative.
+    deviation = xp.sqrt(xp.maximum(variance, 1e-36))[..., None]
     # Standardised knots; beyond 40 standard deviations there is no mass in floating point.
-    z = clip((table.knots - mean[..., None]) / scale, -40.0, 40.0)
-    cdf, pdf = normal_cdf(z), xp.exp(-0.5 * z * z) / np.sqrt(2.0 * np.pi)
+    z = clip((table.knots - mean[..., None]) / deviation, -40.0, 40.0)
+    cdf, pdf = normal_cdf(z), xp.exp(-0.5 * z * z) * (0.5 / np.pi) ** 0.5
     edge = 0.0 * mean[..., None]
     mass = xp.concat([cdf, edge + 1.0], axis=-1) - xp.concat([edge, cdf], axis=-1)
     first = xp.concat([edge, pdf], axis=-1) - xp.concat([pdf, edge], axis=-1)

@@ -76,7 +76,8 @@ class Scenario:
     symmetric_flow: Floats = dataclasses.field(default_factory=lambda: np.zeros(0))
     """(L,) flow into the first node of lines whose two prices are equal, which no condition determines [MWh]"""
     bookkeeping: Literal["each", "root"] = "each"
-    """who books the trade of an imbalance: each agent its own (3), or node 0 the rest (5)"""
+    """who books the trade of an imbalance: each agent its own (3), or node 0 the rest (5), as it always does
+    where prices are heterogeneous"""
     privacy: Literal["budget", "floor"] = "budget"
     """least variance: x²/(2A), or α²/(2A) whatever the shift, which hides truthful reports too"""
     margin: float = 1e-3
@@ -127,9 +128,14 @@ class Scenario:
         object.__setattr__(self, field, value)
 
     def _check_network(self, size: int) -> None:
-        lines = np.array(self.lines, dtype=np.int64).reshape(-1, 2)
-        for first, second in lines[(lines < 0).any(1) | (lines >= size).any(1) | (lines[:, 0] == lines[:, 1])]:
-            raise ValueError(f"lines must join two different nodes of 0 … {size - 1}, got ({first}, {second})")
+        pairs = validation.floats("lines", self.lines)
+        pairs = pairs.reshape(0, 2) if pairs.size == 0 else pairs
+        if pairs.shape[1:] != (2,):
+            raise ValueError(f"lines must be pairs of nodes, shape (L, 2), got shape {pairs.shape}")
+        nodes = (pairs >= 0) & (pairs < size) & (pairs == np.floor(pairs))
+        for first, second in pairs[~nodes.all(1) | (pairs[:, 0] == pairs[:, 1])]:
+            raise ValueError(f"lines must join two different nodes of 0 … {size - 1}, got ({first:g}, {second:g})")
+        lines = pairs.astype(np.int64)
         keys = np.sort(lines, axis=1) @ np.array([size, 1])
         if np.unique(keys).size != keys.size:
             raise ValueError("lines must not repeat a pair of nodes")
@@ -165,11 +171,10 @@ class Scenario:
             line = int(np.argmax(wrong))
             raise ValueError(
                 f"symmetric_flow[{line}] must be 0 unless the two prices of line {tuple(self.lines[line].tolist())} "
-                f"are equal, and at most its capacity {self.line_capacity[line]:g}; got {self.symmetric_flow[line]!r}"
+                f"are equal, and at most its capacity {self.line_capacity[line]:g}; got {self.symmetric_flow[line]:g}"
             )
         matrix.flags.writeable = False
         self._set("price_matrix", matrix)
-        self._set("bookkeeping", "root")
 
     @property
     def size(self) -> int:
@@ -229,7 +234,7 @@ class Scenario:
             np.add.at(bill, first, prices[first, second] * flow)
             np.add.at(bill, second, -prices[second, first] * flow)
         root = np.zeros(self.size)
-        root[0] = self.bookkeeping == "root"
+        root[0] = self.bookkeeping == "root" or prices is not None
         least = 0.5 / self.privacy_budget
         return (
             self.discomfort,
@@ -379,26 +384,31 @@ def _read(name: str | Path) -> dict[str, Any]:
     if path.suffix == ".toml":
         if not path.is_file():
             raise ValueError(f"no scenario file {str(path)!r}")
-        text = path.read_text(encoding="utf-8")
     else:
         validation.choice("scenario", str(name), scenario_names())
-        text = (_folder() / f"{name}.toml").read_text(encoding="utf-8")
-    table = tomllib.loads(text)
-    return _read(table.pop("base")) | table if "base" in table else table
+        path = _folder() / f"{name}.toml"
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"scenario {str(name)!r} is not valid TOML: {error}") from None
+    # Before the base's fields are filled in: its trading price must not replace this table's own prices.
+    if "trading_price" in table:
+        table |= _trading_fields(table.pop("trading_price"))
+    if "base" not in table:
+        return table
+    base = str(table.pop("base"))
+    return _read(path.parent / base if base.endswith(".toml") else base) | table
 
 
 def _build(table: dict[str, Any], source: str) -> Scenario:
-    fields = dict(table)
-    if "trading_price" in fields:
-        fields |= _trading_fields(fields.pop("trading_price"))
     known = {field.name for field in dataclasses.fields(Scenario)}
     required = {
         field.name
         for field in dataclasses.fields(Scenario)
         if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
     }
-    if unknown := fields.keys() - known:
+    if unknown := table.keys() - known:
         raise TypeError(f"unknown fields in scenario {source!r}: {', '.join(sorted(unknown))}")
-    if missing := required - fields.keys():
+    if missing := required - table.keys():
         raise ValueError(f"scenario {source!r} lacks {', '.join(sorted(missing))}")
-    return Scenario(**fields)
+    return Scenario(**table)

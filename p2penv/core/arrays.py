@@ -15,12 +15,13 @@ from scipy import special
 
 Array = Any  # an array of any namespace that follows the array API standard
 Tree = TypeVar("Tree")
+NUMPY = (np.ndarray, np.generic, float, int)
 
 
 def namespace(*arrays: Array) -> ModuleType:
     """Array namespace of the arguments: ``numpy`` unless one of them is a JAX or PyTorch array."""
     for array in arrays:
-        if not isinstance(array, np.ndarray | np.generic | float | int | bool):
+        if not isinstance(array, NUMPY):
             return array_api_compat.array_namespace(array)
     return np
 
@@ -29,6 +30,13 @@ def clip(values: Array, low: Array, high: Array) -> Array:
     """Elementwise ``min(max(values, low), high)`` with array bounds of any broadcastable shape."""
     xp = namespace(values, low, high)
     return xp.minimum(xp.maximum(values, low), high)
+
+
+def total(values: Array) -> Array:
+    """Sum over the last axis."""
+    if isinstance(values, np.ndarray):
+        return np.add.reduce(values, axis=-1)  # np.sum without its detour
+    return namespace(values).sum(values, axis=-1)
 
 
 def safe_divide(numerator: Array, denominator: Array, default: float = 0.0) -> Array:

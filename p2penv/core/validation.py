@@ -32,7 +32,7 @@ def vector(
     if outside.any():
         agent = int(np.argmax(outside))
         raise ValueError(
-            f"{name}[{agent}] must be {_range(low, high, open_low)}, got {array[agent]!r} (agent {agent})"
+            f"{name}[{agent}] must be {_range(low, high, open_low)}, got {float(array[agent])!r} (agent {agent})"
         )
     array.flags.writeable = False
     return array
@@ -52,7 +52,7 @@ def ordered(low_name: str, low: NDArray[Any], high_name: str, high: NDArray[Any]
     if wrong.any():
         agent = int(np.argmax(wrong))
         raise ValueError(
-            f"{low_name}[{agent}] = {low[agent]!r} exceeds {high_name}[{agent}] = {high[agent]!r} (agent {agent})"
+            f"{low_name}[{agent}] = {low[agent]:g} exceeds {high_name}[{agent}] = {high[agent]:g} (agent {agent})"
         )
 
 

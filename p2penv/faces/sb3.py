@@ -36,6 +36,8 @@ class MarketVecEnv(VecEnv):
         dtype: of the arithmetic inside.
     """
 
+    render_mode: str | None = None  # asked for by VecEnv's constructor
+
     def __init__(
         self,
         env: MarketEnv,
@@ -56,7 +58,6 @@ class MarketVecEnv(VecEnv):
         )
         observation_space = spaces.Box(-1.0, 1.0, (self._template.shape[-1],), np.float32)
         super().__init__(envs * agents, observation_space, spaces.Box(-1.0, 1.0, (self.runner.actions,), np.float32))
-        self.render_mode = None
         self.metadata = dict(env.metadata)
         self._seed: int | None = None
         self._actions: Floats | None = None

@@ -1,0 +1,328 @@
+"""Upstream and own conformance checks over the options, and what the own checks must refuse."""
+
+import itertools
+import warnings
+
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env
+from pettingzoo import ParallelEnv
+from stable_baselines3.common.env_checker import check_env as sb3_check_env
+from toy_market import Toy
+
+from p2penv import MARKETS, make_functional, make_parallel, testing
+from p2penv.communication import Scenario
+from p2penv.communication_v0 import env, parallel_env, raw_env, solo_env
+from p2penv.core.contract import Draw
+from p2penv.faces.aec import MarketAECEnv
+from p2penv.faces.parallel import MarketParallelEnv
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", DeprecationWarning)  # an import within pettingzoo.test
+    from pettingzoo.test import (
+        api_test,
+        parallel_api_test,
+        parallel_seed_test,
+        render_test,
+        seed_test,
+        state_test,
+    )
+
+RULES = [
+    {"settlement": settlement, "reward": reward, "privacy": privacy, "shared_penalty": penalty}
+    for settlement, reward, privacy, penalty in itertools.product(
+        ("analytic", "physical"), ("expected", "realised"), ("budget", "floor"), (0.0, 10.0)
+    )
+    if not (settlement == "physical" and penalty)
+]
+OUTSIDE = [
+    {"infos": infos, "dtype": dtype, "out_of_range": bounds}
+    for infos, dtype, bounds in itertools.product(("full", "none"), ("float64", "float32"), ("raise", "clip"))
+]
+
+
+def heterogeneous(size=13, seed=3):
+    rng = np.random.default_rng(seed)
+    return rng.uniform(0.5, 2.0, size), rng.uniform(0.5, 2.0, (size, size))
+
+
+def every_combination():
+    """All rules at both lengths; the options outside the rules take turns, each meeting every setting of the others."""
+    for index, (horizon, rules) in enumerate(itertools.product((1, 3), RULES)):
+        yield {"horizon": horizon, **rules, **OUTSIDE[index % len(OUTSIDE)]}
+        yield {"horizon": horizon, **rules, **OUTSIDE[(index + 3) % len(OUTSIDE)], "trading_price": heterogeneous()}
+
+
+COMBINATIONS = list(every_combination())
+
+
+def label(options):
+    return "-".join(str(value) for key, value in options.items() if key != "trading_price") + (
+        "-heterogeneous" if "trading_price" in options else ""
+    )
+
+
+def market_options(options):
+    return {key: value for key, value in options.items() if key not in ("dtype", "out_of_range")}
+
+
+@pytest.mark.parametrize("options", COMBINATIONS, ids=label)
+def test_pettingzoo(options, capsys):
+    make, make_turns = (lambda: parallel_env(**options)), (lambda: env(**options))
+    parallel_api_test(make(), num_cycles=4)
+    api_test(make_turns(), num_cycles=4)
+    parallel_seed_test(make, num_cycles=4)
+    seed_test(make_turns, num_cycles=4)
+    state_test(make_turns(), make(), num_cycles=4)
+    assert "Passed API test" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("options", COMBINATIONS, ids=label)
+def test_gymnasium_and_sb3(options):
+    solo = solo_env(agent="prosumer_9", **options)
+    check_env(solo, skip_render_check=True)
+    sb3_check_env(solo, warn=True, skip_render_check=True)
+
+
+@pytest.mark.parametrize("options", COMBINATIONS, ids=label)
+def test_own_checks(options):
+    testing.check_parallel(lambda: parallel_env(**options), episodes=2)
+    market = make_functional("communication_v0", **market_options(options))
+    testing.check_functional(market, num_envs=2)
+    testing.check_batch(market, num_envs=2)
+
+
+@pytest.mark.parametrize("size", [2, 40])
+def test_own_checks_on_random_scenarios(size):
+    market = make_functional("communication_v0", scenario=Scenario.random(size, seed=5), horizon=2, reward="realised")
+    testing.check_functional(market)
+    testing.check_batch(market)
+    testing.check_parallel(lambda: MarketParallelEnv(market))
+
+
+@pytest.mark.parametrize("horizon", [1, 4])
+def test_a_market_with_unequal_roles_and_lengths(horizon):
+    toy = Toy(horizon)
+    testing.check_functional(toy, num_envs=8)
+    testing.check_batch(toy, num_envs=8)
+    testing.check_parallel(lambda: MarketParallelEnv(toy))
+    face = MarketParallelEnv(toy)
+    assert {agent: face.action_space(agent).shape for agent in face.possible_agents} == {
+        "seller_0": (1,), "seller_1": (1,), "operator_0": (2,),
+    }  # fmt: skip
+    parallel_api_test(MarketParallelEnv(toy), num_cycles=6)
+    seed_test(lambda: MarketAECEnv(MarketParallelEnv(toy)), num_cycles=6)
+
+
+@pytest.mark.parametrize("make", [env, raw_env, parallel_env])
+def test_render(make, monkeypatch):
+    pytest.importorskip("matplotlib").use("agg")
+    if make is parallel_env:
+        face = make(render_mode="rgb_array", horizon=2)
+        assert face.render() is None  # before the first reset there is nothing to see
+        face.reset(seed=0)
+        before = face.render()
+        face.step({agent: face.action_space(agent).sample() for agent in face.agents})
+        assert before.dtype == np.uint8
+        assert before.shape == face.render().shape
+        assert (before != face.render()).any()
+        assert make().render() is None
+    else:
+        render_test(lambda **options: make(horizon=2, **options))
+
+
+def test_render_of_the_solo_face():
+    import gymnasium
+
+    check_env(gymnasium.make("p2penv/Communication-v0", agent="prosumer_0", render_mode="rgb_array").unwrapped)
+    solo = solo_env(agent="prosumer_0", horizon=2, render_mode="human")
+    solo.reset(seed=0)
+    solo.step(np.zeros(2, np.float32))
+    assert solo.render() is None
+    solo.close()
+
+
+@pytest.mark.parametrize("options", [{"horizon": 3, "infos": "none"}, {"settlement": "physical", "infos": "none"}])
+def test_render_without_infos(options):
+    face = parallel_env(render_mode="rgb_array", **options)
+    face.reset(seed=0)
+    assert face.render().ndim == 3
+
+
+def test_every_market_passes():
+    for name in MARKETS:
+        testing.check_functional(make_functional(name))
+        testing.check_batch(make_functional(name))
+        testing.check_parallel(lambda name=name: make_parallel(name))
+
+
+# What the checks are for: each of these faults must be found.
+
+
+class Impure(Toy):
+    def step(self, params, state, actions, noise):
+        state.level[...] += 1e-3
+        return super().step(params, state, actions, noise)
+
+
+class Forgetful(Toy):
+    calls = 0
+
+    def step(self, params, state, actions, noise):
+        self.calls += 1
+        return super().step(params, state, actions + 1e-9 * self.calls, noise)
+
+
+class Widening(Toy):
+    def initial(self, params, noise, num_envs):
+        state = super().initial(params, noise, num_envs)
+        return state._replace(level=state.level.astype(np.float64))
+
+
+class Mixing(Toy):
+    def step(self, params, state, actions, noise):
+        step = super().step(params, state, actions, noise)
+        return step._replace(reward=step.reward - step.reward.mean(0))
+
+
+class Escaping(Toy):
+    def observe(self, params, state):
+        return 3.0 * state.level, super().observe(params, state)[1]
+
+
+class Endless(Toy):
+    def step(self, params, state, actions, noise):
+        step = super().step(params, state, actions, noise)
+        return step._replace(truncated=np.zeros_like(step.truncated))
+
+
+class WrongEnd(Toy):
+    def step(self, params, state, actions, noise):
+        step = super().step(params, state, actions, noise)
+        return step._replace(terminated=step.truncated, truncated=step.terminated)
+
+
+class Talkative(Toy):
+    def initial_info(self, params, state):
+        return super().initial_info(params, state) | {"secret": state.left}
+
+
+class NotANumber(Toy):
+    def step(self, params, state, actions, noise):
+        step = super().step(params, state, actions, noise)
+        return step._replace(reward=step.reward * np.nan)
+
+
+class Reusing(Toy):
+    buffer = np.zeros((3, 3))
+
+    def step(self, params, state, actions, noise):
+        step = super().step(params, state, actions, noise)
+        if len(step.reward) == len(self.buffer):
+            self.buffer[...] = step.reward
+            step = step._replace(reward=self.buffer)
+        return step
+
+
+class MissingFeature(Toy):
+    def observe(self, params, state):
+        return super().observe(params, state)[:1]
+
+
+class WrongNoise(Toy):
+    noise = {"shock": Draw("gumbel", (3,))}
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (Impure, "step changed its inputs|differs from a single one|two results"),
+        (Forgetful, "step gave two results"),
+        (Widening, "state.level is float64"),
+        (Mixing, "environment 0 of the batch differs"),
+        (Escaping, "feature 'level' leaves"),
+        (Endless, "go on after the horizon"),
+        (WrongEnd, "must terminate and repeated ones truncate"),
+        (Talkative, "info keys"),
+        (NotANumber, "reward is not finite"),
+        (MissingFeature, "observe gave 1 features, 2 are declared"),
+        (WrongNoise, "unknown kind 'gumbel'"),
+    ],
+)
+def test_functional_faults_are_found(fault, message):
+    with pytest.raises(AssertionError, match=message):
+        testing.check_functional(fault())
+
+
+def test_overwritten_outputs_are_found():
+    with pytest.raises(AssertionError, match="overwritten"):
+        testing.check_batch(Reusing())
+
+
+class Faulty(ParallelEnv):
+    """A parallel face with one fault, by name."""
+
+    def __init__(self, fault):
+        self.inner = MarketParallelEnv(Toy())
+        self.fault = fault
+        self.possible_agents = self.inner.possible_agents
+        self.rng = np.random.default_rng()
+        self.time = 0
+
+    @property
+    def agents(self):
+        return self.inner.agents
+
+    def action_space(self, agent):
+        return self.inner.action_space(agent)
+
+    def observation_space(self, agent):
+        import copy
+
+        space = self.inner.observation_space(agent)
+        return copy.deepcopy(space) if self.fault == "spaces" else space
+
+    def reset(self, seed=None, options=None):
+        self.time = 0
+        return self.inner.reset(seed, options)
+
+    def step(self, actions):
+        received, rewards, terminated, truncated, infos = self.inner.step(actions)
+        self.time += 1
+        if self.fault == "seed" and self.time > 1:
+            rewards = {agent: self.rng.normal() for agent in rewards}
+        if self.fault == "type":
+            rewards = {agent: np.float32(value) for agent, value in rewards.items()}
+        if self.fault == "flags":
+            truncated = {agent: np.bool_(value) for agent, value in truncated.items()}
+        if self.fault == "both":
+            terminated = truncated
+        if self.fault == "keys":
+            infos = {agent: info | {str(self.time): 0.0} for agent, info in infos.items()}
+        if self.fault == "box":
+            received = {agent: value + 2 for agent, value in received.items()}
+        return received, rewards, terminated, truncated, infos
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("seed", "second environment with the same seed differs"),
+        ("type", "must be a finite Python float"),
+        ("flags", "no bools"),
+        ("both", "both terminated and truncated"),
+        ("keys", "info keys of seller_0 change"),
+        ("box", "outside its space"),
+        ("spaces", "must be the same objects"),
+    ],
+)
+def test_parallel_faults_are_found(fault, message):
+    with pytest.raises(AssertionError, match=message):
+        testing.check_parallel(lambda: Faulty(fault))
+
+
+def test_endless_episodes_are_found():
+    with pytest.raises(AssertionError, match="has not ended after 2 steps"):
+        testing.check_parallel(lambda: parallel_env(horizon=3), max_steps=2)
+
+
