@@ -115,9 +115,7 @@ def damped_best_response_dynamics(
     """
     params, y, shift = _begin(scenario, start, private_information)
     sweeps = _whole("sweeps", sweeps)
-    share = validation.number(
-        "damping", 1.0 / y.shape[-1] if damping is None else damping, 0.0, 1.0, open_low=True
-    )
+    share = validation.number("damping", 1.0 / y.shape[-1] if damping is None else damping, 0.0, 1.0, open_low=True)
 
     def move(shift: Floats) -> Floats:
         return shift + share * (equilibrium.best_response(params, shift, shared, penalty, y) - shift)
@@ -213,9 +211,7 @@ def _begin(
     if outside.any():
         index = tuple(int(i) for i in np.argwhere(outside)[0])
         allowed = float(params.max_shift[index[-1]])
-        raise ValueError(
-            f"start of agent {index[-1]} must be within ±{allowed:g} MWh (8d), got {first[index]}"
-        )
+        raise ValueError(f"start of agent {index[-1]} must be within ±{allowed:g} MWh (8d), got {first[index]}")
     y, first = np.broadcast_arrays(y, first)
     return params, y, first.copy()
 
@@ -284,9 +280,7 @@ class LearnedProfile:
     def act(self, params: Params, observations: Array, state: State, noise: Noise) -> Array:
         """Actions ``(E, N, 2)`` in the states."""
         del observations, noise
-        return self.env.encode(
-            params, self.rule(params, private_information=state.private_information).shift[-1]
-        )
+        return self.env.encode(params, self.rule(params, private_information=state.private_information).shift[-1])
 
 
 def _learned(rule: Callable[..., Trace], env: Communication, **options: Any) -> Policy:

@@ -28,7 +28,7 @@ def functional(market: str) -> Callable[..., MarketEnv]:
     if market not in MARKETS:
         raise ValueError(f"market must be one of {', '.join(MARKETS)}; got {market!r}")
     _, module, name = MARKETS[market]
-    return getattr(import_module(module), name)  # type: ignore[no-any-return]
+    return getattr(import_module(module), name)
 
 
 def make_functional(market: str, **options: Any) -> MarketEnv:
@@ -36,7 +36,9 @@ def make_functional(market: str, **options: Any) -> MarketEnv:
     return functional(market)(**options)
 
 
-def make_parallel(market: str, *, render_mode: str | None = None, dtype: str = "float64", out_of_range: str = "raise", **options: Any) -> MarketParallelEnv:
+def make_parallel(
+    market: str, *, render_mode: str | None = None, dtype: str = "float64", out_of_range: str = "raise", **options: Any
+) -> MarketParallelEnv:
     """A market as a PettingZoo ``ParallelEnv``."""
     from p2penv.faces.parallel import MarketParallelEnv
 
@@ -90,12 +92,18 @@ def make_solo_vector(
 
 
 def make_vector(
-    market: str, num_envs: int, *, dtype: str = "float64", out_of_range: str = "raise", **options: Any
+    market: str,
+    num_envs: int,
+    *,
+    dtype: str = "float64",
+    out_of_range: str = "raise",
+    copy: bool = True,
+    **options: Any,
 ) -> MarketVectorEnv:
     """E environments × N agents stepped together; rows ``(E, N, …)``."""
     from p2penv.faces.vector import MarketVectorEnv
 
-    return MarketVectorEnv(make_functional(market, **options), num_envs, dtype, out_of_range)
+    return MarketVectorEnv(make_functional(market, **options), num_envs, dtype, out_of_range, copy)
 
 
 def register() -> None:

@@ -93,7 +93,7 @@ def check_batch(env: MarketEnv, num_envs: int = 3, episodes: int = 2, seed: int 
     for time in range(1, episodes * env.horizon + 1):
         actions = random_actions(env, rng, num_envs)
         outcome = face.step(actions)
-        core = env.step(env.params, state, actions.astype(np.float64), stream.draw(env.noise, num_envs))
+        core = env.step(env.params, state, face.runner.check(actions), stream.draw(env.noise, num_envs))
         info, done, where = dict(core.info), core.terminated | core.truncated, f"step {time}: "
         last = observations(env, env.params, core.state)
         state = core.state

@@ -10,7 +10,8 @@ from toy_market import Toy
 
 from p2penv import make_functional
 from p2penv.communication import Scenario, load_scenario, rules
-from p2penv.core.random import NumpyStream
+from p2penv.core.contract import Draw
+from p2penv.core.random import BLOCK, NumpyStream
 from p2penv.faces.aec import MarketAECEnv
 from p2penv.faces.parallel import MarketParallelEnv
 from p2penv.faces.sb3 import MarketVecEnv
@@ -126,27 +127,41 @@ def test_only_what_ended_is_reset():
         assert not terminated.any()
 
 
-def test_noise_of_the_step_is_drawn_before_that_of_the_reset():
-    """Independent replay of the stream in plain NumPy."""
-    market = make_functional("communication_v0", horizon=1, reward="realised")
-    repeated = make_functional("communication_v0", horizon=2, reward="realised")
-    for env, initial in ((market, 0), (repeated, 1)):
-        face = MarketVectorEnv(env, 3)
-        face.reset(seed=9)
-        generator = np.random.Generator(np.random.SFC64(9))
-        actions = draws(env, env.horizon, envs=3)
-        first = [generator.standard_normal((3, 13)) for _ in range(initial)]
-        for time in range(env.horizon):
-            report = generator.standard_normal((3, 13))
-            moving = [generator.standard_normal((3, 13)) for _ in range(initial)]
-            *_, info = face.step(actions[time])
-            deviation = (info["shift"] + np.sqrt(info["variance"]) * report).sum(1)
-            np.testing.assert_allclose(info["imbalance"], -deviation, atol=1e-12)
-        if initial:
-            fresh = generator.standard_normal((3, 13))
-            base = env.scenario.private_information
-            np.testing.assert_allclose(face.runner.state.private_information, base - 3.0 * fresh, atol=1e-12)
-            assert len(first) == len(moving) == 1
+@pytest.mark.parametrize("horizon", [1, 2])
+def test_noise_of_the_step_is_drawn_before_that_of_the_reset(horizon):
+    """Replay of the stream in plain NumPy: one block, environments side by side in memory."""
+    market = make_functional("communication_v0", horizon=horizon, reward="realised")
+    generator = np.random.Generator(np.random.SFC64(9))
+
+    def normal():
+        return generator.standard_normal((13, 3)).T
+
+    base, alpha, budget = market.scenario.private_information, 3.0, 10.0
+    face = MarketVectorEnv(market, 3)
+    face.reset(seed=9)
+    if horizon > 1:
+        np.testing.assert_allclose(face.runner.state.private_information, base - 3.0 * normal(), atol=1e-12)
+    for actions in draws(market, horizon, envs=3).astype(np.float64):
+        shift = alpha * actions[..., 0]
+        variance = shift**2 / (2 * budget) * (1 + (actions[..., 1] + 1) / 2)
+        deviation = (shift + np.sqrt(variance) * normal()).sum(1)
+        if horizon > 1:
+            normal()  # moves the renewable generation
+        *_, info = face.step(actions)
+        np.testing.assert_allclose(info["imbalance"], -deviation, atol=1e-12)
+    if horizon > 1:
+        np.testing.assert_allclose(face.runner.state.private_information, base - 3.0 * normal(), atol=1e-12)
+
+
+def test_copies_of_a_large_stream_go_on_alike():
+    """Draws of several blocks, each block with a generator of its own."""
+    spec = {"small": Draw("uniform", (2,)), "large": Draw("normal", (3,))}
+    stream = NumpyStream(5)
+    stream.draw(spec, 2 * BLOCK // 3 + 5)
+    for twin in (pickle.loads(pickle.dumps(stream)), copy.deepcopy(stream)):
+        again = copy.deepcopy(stream)
+        for envs in (4, BLOCK, 2 * BLOCK):
+            np.testing.assert_equal(twin.draw(spec, envs), again.draw(spec, envs))
 
 
 def test_last_observation_is_that_of_the_ended_episode():

@@ -204,7 +204,9 @@ def run_cli(*arguments):
 
 
 def test_cli_train_report_evaluate(folder):
-    result = run_cli("train", "communication", "--steps", "20000", "--envs", "8", "--name", "cli", "-o", "privacy_budget=0.2")
+    result = run_cli(
+        "train", "communication", "--steps", "20000", "--envs", "8", "--name", "cli", "-o", "privacy_budget=0.2"
+    )
     assert result.exit_code == 0, result.output
     assert "NashConv, learned" in result.output
     stored = json.loads((folder / "runs/cli/config.json").read_text())["training"]

@@ -22,7 +22,9 @@ console = Console()
 Market = Annotated[str, typer.Argument(help="communication (or its versioned name)")]
 Scenario = Annotated[str | None, typer.Option(help="shipped scenario or TOML file")]
 Horizon = Annotated[int, typer.Option(help="steps an episode; 1 is the one-shot game")]
-Options = Annotated[list[str] | None, typer.Option("--option", "-o", help="any other option of the environment: key=value")]
+Options = Annotated[
+    list[str] | None, typer.Option("--option", "-o", help="any other option of the environment: key=value")
+]
 Json = Annotated[Path | None, typer.Option("--json", help="also write the numbers to this file")]
 
 
@@ -180,13 +182,16 @@ def evaluate(
         for pair in agent or []:
             who, mark, what = pair.partition("=")
             if not mark or who not in names:
-                raise ValueError(f"--agent must look like {names[0]}=POLICY with an agent of {names[0]} … {names[-1]}; got {pair!r}")
+                raise ValueError(
+                    f"--agent must look like {names[0]}=POLICY with an agent of {names[0]} … {names[-1]}; got {pair!r}"
+                )
             others[names.index(who)] = resolve(env, what)
         found = measure(env, MixedPolicy(resolve(env, policy), others), contexts, seed)
     except (ValueError, FileNotFoundError) as error:
         raise typer.BadParameter(str(error)) from None
     title = " ".join([policy, *(agent or [])])
     tables.print_evaluation(found, title, console)
+    tables.print_infos(found, console)
     if json_ is not None:
         final = {"nashconv": found.nashconv, "social_cost": float(found.cost.sum())}
         write_json(json_, marl_eval(_market(market), env.scenario.name, title, seed, [], final))

@@ -6,6 +6,7 @@ Each context is a state of the market. Exploitability and costs of the joint act
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +39,8 @@ class Evaluation:
     """(N,) gain of the best unilateral deviation"""
     nashconv_samples: Floats
     """(contexts,) sum of the gains in each context"""
+    info: Mapping[str, Floats]
+    """what the market reports, averaged: (N,) or (); empty where the environment has ``infos="none"``"""
 
     @property
     def nashconv(self) -> float:
@@ -118,7 +121,7 @@ def evaluate(env: MarketEnv, policy: Policy, contexts: int = 100, seed: int = 0)
     runner.reset(HELD_OUT + seed)
     stream = NumpyStream(HELD_OUT + seed + 1)
     when = np.arange(contexts) % env.horizon
-    parts: list[tuple[NDArray[np.intp], dict[str, Floats]]] = []
+    parts: list[tuple[NDArray[np.intp], dict[str, Floats], dict[str, Floats]]] = []
     for time in range(int(when.max()) + 1):
         state = runner.state
         noise = stream.draw(policy.noise, contexts)
@@ -127,16 +130,17 @@ def evaluate(env: MarketEnv, policy: Policy, contexts: int = 100, seed: int = 0)
         runner.check(actions)
         index = np.flatnonzero(when == time)
         chosen = type(state)(*(leaf[index] for leaf in state))
-        parts.append((index, env.assess(runner.params, chosen, actions[index])))
-        if time < when.max():
-            runner.step(actions)
-    order = np.argsort(np.concatenate([index for index, _ in parts]))
-    measures = {key: np.concatenate([part[key] for _, part in parts])[order] for key in parts[0][1]}
+        info = runner.step(actions).info
+        parts.append((index, env.assess(runner.params, chosen, actions[index]), {k: v[index] for k, v in info.items()}))
+    order = np.argsort(np.concatenate([index for index, _, _ in parts]))
+    measures = {key: np.concatenate([part[key] for _, part, _ in parts])[order] for key in parts[0][1]}
+    infos = {key: np.concatenate([part[key] for _, _, part in parts]).mean(axis=0) for key in parts[0][2]}
     means = {key: value.mean(axis=0) for key, value in measures.items()}
     return Evaluation(
         agents=runner.agents,
         contexts=contexts,
         nashconv_samples=measures["exploitability"].sum(axis=1),
+        info=infos,
         **means,
     )
 

@@ -11,10 +11,12 @@ from string import Template
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from training.policies import load_learned
-from training.runs import load_config, read_csv, write_text
+from training.runs import load_config, read_csv, write_atomic, write_text
 
 LEARNED, EXACT, TRUTH, PLANNER = "#0072b2", "#d55e00", "#999999", "#009e73"  # colour-blind safe
 
@@ -42,7 +44,7 @@ pre{background:#f6f6f6;padding:1rem;border-radius:.5rem;overflow-x:auto;font-siz
 
 
 def write(folder: Path) -> Path:
-    """Write ``report.html`` from the files of a finished run.
+    """Write ``report.html`` and ``learned.png`` from the files of a finished run.
 
     Raises:
         FileNotFoundError: not a run, or not finished.
@@ -57,7 +59,10 @@ def write(folder: Path) -> Path:
     tiles = [
         (f"{metrics['nashconv_ratio']:.3%}", "NashConv of the learned profile, of truthful play's"),
         (f"{metrics['nashconv_learned']:.5f} $", f"NashConv learned (truthful {metrics['nashconv_truthful']:.4f})"),
-        (f"{metrics['social_cost_learned']:.3f} $", f"social cost (equilibrium {metrics['social_cost_equilibrium']:.3f})"),
+        (
+            f"{metrics['social_cost_learned']:.3f} $",
+            f"social cost (equilibrium {metrics['social_cost_equilibrium']:.3f})",
+        ),
         (f"{metrics['train_seconds']:.1f} s", f"training, {metrics['agent_steps']:,} agent-steps"),
     ]
     page = PAGE.substitute(
@@ -66,13 +71,17 @@ def write(folder: Path) -> Path:
             f"{metrics['algorithm'].upper()}, {metrics['learners']} learners, seed {metrics['seed']}, horizon "
             f"{metrics['horizon']}; measures are exact, averaged over {metrics['contexts']} context(s)."
         ),
-        tiles="".join(f'<div class="tile"><b>{escape(value)}</b><span>{escape(text)}</span></div>' for value, text in tiles),
+        tiles="".join(
+            f'<div class="tile"><b>{escape(value)}</b><span>{escape(text)}</span></div>' for value, text in tiles
+        ),
         curve=_embed(curve_figure(curve, metrics)),
         bars=_embed(bars_figure(metrics)),
         picture=_embed(market_figure(folder)),
         table=_table(metrics["agents"]),
         config=escape(config),
     )
+    overview = overview_figure(curve, metrics)
+    write_atomic(folder / "learned.png", lambda temporary: overview.savefig(temporary, dpi=110))
     target = folder / "report.html"
     write_text(target, page)
     return target
@@ -80,31 +89,48 @@ def write(folder: Path) -> Path:
 
 def curve_figure(curve: list[dict[str, float]], metrics: dict[str, Any]) -> Figure:
     """Social gain and NashConv over training, with the equilibrium, the planner and truthful play as lines."""
-    steps = np.array([row["agent_steps"] for row in curve]) / 1e6
     figure = Figure(figsize=(10, 3.8), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    left.plot(steps, [row["social_gap"] for row in curve], color=LEARNED, lw=2, label="learned")
-    truthful = metrics["social_cost_truthful"]
-    for key, colour, label in (("equilibrium", EXACT, "equilibrium"), ("coordinated", PLANNER, "planner")):
-        left.axhline(truthful - metrics[f"social_cost_{key}"], color=colour, ls="--", label=label)
-    left.axhline(0.0, color=TRUTH, lw=1, label="truthful")
-    left.set_ylabel("social cost saved against truthful play [$]")
-    right.semilogy(steps, np.maximum([row["nashconv"] for row in curve], 1e-9), color=LEARNED, lw=2, label="learned")
-    right.axhline(metrics["nashconv_truthful"], color=TRUTH, label="truthful")
-    right.set_ylabel("NashConv [$]")
-    for axes in (left, right):
-        axes.set_xlabel("million agent-steps")
-        axes.grid(alpha=0.25)
-        axes.legend(frameon=False)
+    _draw_curve(figure.subplots(1, 2), curve, metrics)
     return figure
 
 
 def bars_figure(metrics: dict[str, Any]) -> Figure:
     """Cost saved per agent at the equilibrium and as learned."""
+    figure = Figure(figsize=(10, 3.4), layout="constrained")
+    _draw_bars(figure.subplots(), metrics)
+    return figure
+
+
+def overview_figure(curve: list[dict[str, float]], metrics: dict[str, Any]) -> Figure:
+    """Learning curve, NashConv and bars in one picture."""
+    figure = Figure(figsize=(10, 6.4), layout="constrained")
+    rows: Any = figure.subfigures(2, 1, height_ratios=(1.1, 1.0))
+    _draw_curve(rows[0].subplots(1, 2), curve, metrics)
+    _draw_bars(rows[1].subplots(), metrics)
+    return figure
+
+
+def _draw_curve(axes: NDArray[Any], curve: list[dict[str, float]], metrics: dict[str, Any]) -> None:
+    left, right = axes
+    steps = np.array([row["agent_steps"] for row in curve]) / 1e6
+    left.plot(steps, [row["social_gap"] for row in curve], color=LEARNED, lw=2, label="learned")
+    truthful = metrics["social_cost_truthful"]
+    for key, colour, label in (("equilibrium", EXACT, "equilibrium"), ("coordinated", PLANNER, "planner")):
+        left.axhline(truthful - metrics[f"social_cost_{key}"], color=colour, ls="--", label=label)
+    left.axhline(0.0, color=TRUTH, lw=1, label="truthful")
+    left.set_ylabel("social cost saved [$]")
+    right.semilogy(steps, np.maximum([row["nashconv"] for row in curve], 1e-9), color=LEARNED, lw=2, label="learned")
+    right.axhline(metrics["nashconv_truthful"], color=TRUTH, label="truthful")
+    right.set_ylabel("NashConv [$]")
+    for panel in axes:
+        panel.set_xlabel("million agent-steps")
+        panel.grid(alpha=0.25)
+        panel.legend(frameon=False)
+
+
+def _draw_bars(axes: Axes, metrics: dict[str, Any]) -> None:
     rows = metrics["agents"]
     place = np.arange(len(rows))
-    figure = Figure(figsize=(10, 3.4), layout="constrained")
-    axes = figure.subplots()
     exact = [row["cost_truthful"] - row["cost_equilibrium"] for row in rows]
     axes.bar(place - 0.2, exact, 0.4, color=EXACT, label="equilibrium")
     axes.bar(place + 0.2, [row["utility_gap"] for row in rows], 0.4, color=LEARNED, label="learned")
@@ -112,10 +138,9 @@ def bars_figure(metrics: dict[str, Any]) -> Figure:
     if len(rows) <= 60:
         axes.set_xticks(place, [row["agent"].rsplit("_", 1)[-1] for row in rows])
     axes.set_xlabel(rows[0]["agent"].rsplit("_", 1)[0])
-    axes.set_ylabel("utility gap [$]")
+    axes.set_ylabel("cost saved [$]")
     axes.grid(axis="y", alpha=0.25)
     axes.legend(frameon=False)
-    return figure
 
 
 def market_figure(folder: Path) -> Figure:
@@ -142,9 +167,14 @@ def _embed(figure: Figure) -> str:
 
 def _table(rows: list[dict[str, Any]]) -> str:
     columns = ("cost_truthful", "cost_equilibrium", "cost", "utility_gap", "exploitability")
-    head = "".join(f"<th>{escape(text)}</th>" for text in ("agent", "truthful [$]", "equilibrium [$]", "learned [$]", "utility gap [$]", "exploitability [$]"))
+    head = "".join(
+        f"<th>{escape(text)}</th>"
+        for text in ("agent", "truthful [$]", "equilibrium [$]", "learned [$]", "utility gap [$]", "exploitability [$]")
+    )
     body = "".join(
-        f"<tr><td>{escape(row['agent'])}</td>" + "".join(f"<td>{row[key]:.5f}</td>" for key in columns) + "</tr>"
+        f"<tr><td>{escape(row['agent'])}</td>"
+        + "".join(f"<td>{round(row[key], 5) + 0.0:.5f}</td>" for key in columns)
+        + "</tr>"
         for row in rows
     )
     return f"<table><tr>{head}</tr>{body}</table>"

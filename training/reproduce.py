@@ -29,10 +29,10 @@ PEER, PLANNER, TRUTH = "#0072b2", "#d55e00", "#22272e"
 def communication(out: Path) -> list[Path]:
     """Figures 1 to 5 of the communication game's paper, and two runs it only describes.
 
-    Source: Shilov, Le Cadre, Bušić, section 4.2. Nominal demand and renewable generation are printed only inside
-    the paper's Figure 1, so the scenario's are calibrated: of them only Y = Σy matters here. Its colour range
-    (1.129e-3 to 2.827e-2 $/MWh) follows from neither form of the privacy price; both are in the table. Prices in
-    the heterogeneous run are drawn at random, since the paper gives none.
+    Source: Shilov, Le Cadre, Bušić, section 4.2. Nominal demand and renewable generation are printed only
+    inside the paper's Figure 1, so the scenario's are calibrated: of them only Y = Σy matters here. Its colour
+    range (1.129e-3 to 2.827e-2 $/MWh) follows from neither form of the privacy price; both are in the table.
+    Prices in the heterogeneous run are drawn at random, since the paper gives none.
 
     Args:
         out: folder, made if missing; every file appears in one step.
@@ -101,21 +101,17 @@ def _social_cost(scenario: Scenario, out: Path, name: str, field: str, values: F
             "truthful": 0.0,
         }
         rows.append({field: value, **decrease, "truthful_social_cost": truthful})
-    figure, axes = _axes(
-        f"Social cost decrease{_calibrated(scenario)}", field, "Decrease from truthful reports [$]"
-    )
+    figure, axes = _axes(f"Social cost decrease{_calibrated(scenario)}", field, "Decrease from truthful reports [$]")
     lines = (("coordinated", PLANNER, "--"), ("peer_to_peer", PEER, "-"), ("truthful", TRUTH, ":"))
     for key, colour, style in lines:
-        axes.plot(
-            values, [row[key] for row in rows], style, color=colour, lw=2.0, label=key.replace("_", "-")
-        )
+        axes.plot(values, [row[key] for row in rows], style, color=colour, lw=2.0, label=key.replace("_", "-"))
     axes.set_ylim(bottom=-0.6)
     axes.legend(frameon=False, fontsize=9, loc="center right", labelcolor=INK)
     return _save(out, name, figure, rows)
 
 
 def _heterogeneous_prices(scenario: Scenario, out: Path) -> list[Path]:
-    """Prices away from node 0 differ; what node 0 gains is bookkeeping: it books everybody's imbalance (5)."""
+    """Prices away from node 0 differ; what node 0 gains is bookkeeping, it books the whole imbalance (5)."""
     size = scenario.size
     prices = np.random.default_rng(0).uniform(0.5, 1.5, (size, size))
     prices[0], prices[:, 0] = scenario.root_price, scenario.root_price
@@ -173,14 +169,9 @@ def _small_shifts(scenario: Scenario, out: Path) -> list[Path]:
         }
         rows.append({**row, "social_decrease": float(gaps[-1].sum()), **_columns("gap_", gaps[-1])})
     title = f"Small shifts for nodes 3 and 8 alone{_calibrated(scenario)}"
-    figure, axes = _axes(title, "max_shift_3_8", "Utility gap [$]")
-    _agent_lines(axes, SMALL, np.stack(gaps))
-    right = axes.twinx()
-    right.plot(SMALL, [row["total_shift_mwh"] for row in rows], "--", color=TRUTH, lw=1.6)
-    right.set_ylabel(r"Total shift $\sum x$ (dashed) [MWh]", fontsize=10, color=INK, labelpad=8)
-    right.spines[["top", "left", "bottom"]].set_visible(False)
-    right.spines["right"].set_color(RULE)
-    right.tick_params(colors=INK, labelsize=9)
+    figure, upper, lower = _axes(title, "max_shift_3_8", "Utility gap [$]", "Total shift Σx [MWh]")
+    _agent_lines(upper, SMALL, np.stack(gaps))
+    lower.plot(SMALL, [row["total_shift_mwh"] for row in rows], color=TRUTH, lw=1.6)
     return _save(out, "small-shift-3-8", figure, rows)
 
 
@@ -204,21 +195,23 @@ _LABELS = {
 }
 
 
-def _axes(title: str, field: str, label: str) -> tuple[Figure, Any]:
-    figure = Figure(figsize=(7.2, 4.8), dpi=150, layout="constrained")
-    axes = figure.add_subplot()
-    axes.set_title(title, fontsize=11, color=INK, loc="left")
-    axes.set_xlabel(_LABELS[field], fontsize=10, color=INK)
-    axes.set_ylabel(label, fontsize=10, color=INK)
+def _axes(title: str, field: str, *labels: str) -> tuple[Any, ...]:
+    """A figure and one panel for each label, above each other over the same field."""
+    figure = Figure(figsize=(7.2, 4.8 + 1.4 * (len(labels) - 1)), dpi=150, layout="constrained")
+    panels = figure.subplots(len(labels), sharex=True, squeeze=False, height_ratios=[3, 1][: len(labels)])[:, 0]
+    panels[0].set_title(title, fontsize=11, color=INK, loc="left")
+    panels[-1].set_xlabel(_LABELS[field], fontsize=10, color=INK)
     if field == "privacy_budget":
-        axes.set_xscale("log")
-        axes.xaxis.set_major_formatter("{x:g}")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(RULE)
-    axes.tick_params(which="both", colors=INK, labelsize=9)
-    axes.grid(axis="y", color=RULE, lw=0.5, alpha=0.7)
-    axes.set_axisbelow(True)
-    return figure, axes
+        panels[0].set_xscale("log")
+        panels[0].xaxis.set_major_formatter("{x:g}")
+    for axes, label in zip(panels, labels, strict=True):
+        axes.set_ylabel(label, fontsize=10, color=INK)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.spines[["left", "bottom"]].set_color(RULE)
+        axes.tick_params(which="both", colors=INK, labelsize=9)
+        axes.grid(axis="y", color=RULE, lw=0.5, alpha=0.7)
+        axes.set_axisbelow(True)
+    return figure, *panels
 
 
 def _agent_lines(axes: Any, values: Floats, gaps: Floats) -> None:
@@ -233,12 +226,19 @@ def _agent_lines(axes: Any, values: Floats, gaps: Floats) -> None:
     for agent, place in zip(order, places, strict=True):
         colour = NAMED.get(int(agent), FAINT)
         axes.annotate(
-            str(agent), (values[-1], gaps[-1, agent]), xytext=(1.035, place), textcoords=axes.get_yaxis_transform(),
-            fontsize=8.5, color=colour, weight="bold" if agent in NAMED else "normal", va="center", annotation_clip=False,
+            str(agent),
+            xy=(values[-1], gaps[-1, agent]),
+            xytext=(1.035, place),
+            textcoords=axes.get_yaxis_transform(),
             arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.6, "shrinkA": 0, "shrinkB": 1},
-        )  # fmt: skip
+            color=colour,
+            fontsize=8.5,
+            weight="bold" if agent in NAMED else "normal",
+            va="center",
+            annotation_clip=False,
+        )
     axes.set_xlim(values[0], values[-1])
-    axes.set_ylim(low, high)
+    axes.set_ylim(min(low, float(places[0])), high)
 
 
 def _apart(places: Floats, distance: float) -> Floats:

@@ -198,7 +198,7 @@ def learn(models: Sequence[BaseAlgorithm], steps: int, done: int, callback: Base
             relay.wait(index)
             target(rest, callback=callback if index == 0 else None, reset_num_timesteps=done == 0)
             relay.pass_on(index)
-        except BaseException as error:  # noqa: BLE001 - reported by the main thread
+        except BaseException as error:
             relay.fail(error)
 
     threads = [

@@ -19,7 +19,7 @@ def _agents(rows: list[dict[str, Any]], played: str) -> Table:
         table.add_row(
             row["agent"],
             *(f"{row[key]:.4f}" for key in ("cost_truthful", "cost_equilibrium", "cost", "utility_gap")),
-            f"{row['exploitability']:.6f}",
+            f"{round(row['exploitability'], 6) + 0.0:.6f}",
         )
     return table
 
@@ -79,3 +79,18 @@ def print_evaluation(found: Evaluation, title: str, console: Console) -> None:
             ]
         )
     )
+
+
+def print_infos(found: Evaluation, console: Console) -> None:
+    """What the market reports of the profile: averages per agent, then those of the market."""
+    columns = [key for key, value in found.info.items() if value.ndim == 1]
+    table = Table("agent", title="averages per agent")
+    for key in columns:
+        table.add_column(key.replace("_", " "), justify="right")
+    for index, agent in enumerate(found.agents):
+        table.add_row(agent, *(f"{found.info[key][index]:.5f}" for key in columns))
+    if columns:
+        console.print(table)
+    market = [(key, f"{float(value):.5f}") for key, value in found.info.items() if value.ndim == 0]
+    if market:
+        console.print(_pairs(market))

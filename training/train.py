@@ -18,7 +18,16 @@ from p2penv.core.contract import MarketEnv
 from training import report, tables
 from training.evaluate import Evaluation, evaluate, marl_eval
 from training.policies import ALGORITHMS, LearnedPolicy, model_paths
-from training.runs import TrainConfig, load_config, new_folder, read_csv, save_config, write_atomic, write_csv, write_json
+from training.runs import (
+    TrainConfig,
+    load_config,
+    new_folder,
+    read_csv,
+    save_config,
+    write_atomic,
+    write_csv,
+    write_json,
+)
 from training.sb3 import AgentVecEnv, Relay, learn, make_env, make_models
 
 CURVE = ["agent_steps", "seconds", "nashconv", "social_gap", "mean_reward"]
@@ -138,7 +147,9 @@ class Run:
         self.save()
 
 
-def train(config: TrainConfig, name: str | None = None, resume: Path | None = None, console: Console | None = None) -> Path:
+def train(
+    config: TrainConfig, name: str | None = None, resume: Path | None = None, console: Console | None = None
+) -> Path:
     """Run or resume a training, print the comparison with the equilibrium, write the run's files.
 
     Args:
@@ -161,8 +172,10 @@ def train(config: TrainConfig, name: str | None = None, resume: Path | None = No
         folder = new_folder(name or f"{config.market.removesuffix('_v0')}-{config.algorithm}-seed{config.seed}")
     run = Run(folder, config, resume=resume is not None)
     scenario = run.env.scenario.name
-    console.print(f"[bold]{config.market}[/bold] {scenario}, horizon {run.env.horizon}: {config.algorithm.upper()}, "
-                  f"{config.learners} learners, {len(run.agents)} agents, {config.num_envs} environments -> {folder}")
+    console.print(
+        f"[bold]{config.market}[/bold] {scenario}, horizon {run.env.horizon}: {config.algorithm.upper()}, "
+        f"{config.learners} learners, {len(run.agents)} agents, {config.num_envs} environments -> {folder}"
+    )
     untrained = run.evaluate() if not run.curve else None
     nashconv_untrained = untrained.nashconv if untrained else run.curve[0]["nashconv"]
     try:

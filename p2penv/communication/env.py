@@ -13,7 +13,7 @@ from p2penv.communication.policies import ProfilePolicy
 from p2penv.communication.rules import Params
 from p2penv.communication.scenario import Scenario, load_scenario
 from p2penv.core import validation
-from p2penv.core.arrays import Array, clip, namespace, safe_divide
+from p2penv.core.arrays import Array, clip, namespace, safe_divide, total
 from p2penv.core.contract import Draw, Noise, Policy, Role, Step
 
 if TYPE_CHECKING:
@@ -121,16 +121,14 @@ class Communication:
         else:
             scenario = load_scenario(scenario, **overrides)
         self.scenario = scenario
-        if isinstance(horizon, bool) or not isinstance(horizon, int | np.integer) or horizon < 1:
-            raise ValueError(f"horizon must be a whole number >= 1, got {horizon!r}")
-        self.horizon = int(horizon)
+        self.horizon = validation.count("horizon", horizon)
         self.reward = validation.choice("reward", reward, ("expected", "realised"))
         self.settlement = validation.choice("settlement", settlement, ("analytic", "physical"))
         self.shared_penalty = validation.number("shared_penalty", shared_penalty, 0.0)
         if self.shared_penalty and settlement == "physical":
             raise ValueError("shared_penalty charges expected violations: physical settlement has none, use 0")
         self.variance_max = validation.number("variance_max", variance_max, 0.0)
-        self.autoregression = validation.number("autoregression", autoregression, 0.0, 1.0 - 1e-9)
+        self.autoregression = validation.number("autoregression", autoregression, 0.0, 1.0 - 1e-6)
         self.renewable_sd = validation.number("renewable_sd", renewable_sd, 0.0)
         self.infos = validation.choice("infos", infos, ("full", "none"))
         size = scenario.size
@@ -171,7 +169,9 @@ class Communication:
             "intercept": p.intercept,
         }
         columns = [np.asarray(safe_divide(value, np.abs(value).max())) for value in private.values()]
-        columns += [np.broadcast_to(value / (1.0 + np.abs(value)), (size,)) for value in map(np.asarray, public.values())]
+        columns += [
+            np.broadcast_to(value / (1.0 + np.abs(value)), (size,)) for value in map(np.asarray, public.values())
+        ]
         self.context: Array = np.stack(columns, axis=1)
         self.features = (*private, *public, "load_change", "last_price", "last_imbalance")
         moving = SPREAD * self.renewable_sd if self.horizon > 1 else 0.0
@@ -191,28 +191,25 @@ class Communication:
             load = base - self.renewable_sd * noise["renewable"]
         else:
             load = xp.broadcast_to(base, (num_envs, base.shape[-1]))
-        total = xp.sum(load, axis=-1)
-        price = rules.price_at(params, total, self.settlement == "physical")
-        zero = 0.0 * total
+        price = rules.price_at(params, total(load), self.settlement == "physical")
+        zero = 0.0 * price
         return State(load, price, zero, xp.astype(zero, xp.int32))
 
     def initial_info(self, params: Params, state: State) -> dict[str, Array]:
         """What ``step`` reports, for fresh episodes: as if everybody had just been truthful."""
         if self.infos == "none":
             return {}
-        xp = namespace(params.slope)
         shift = 0.0 * state.private_information
         variance = rules.least_variance(params, shift)
-        total = xp.sum(state.private_information, axis=-1)
-        return self._info(params, total, state.price, state.imbalance, shift, variance)
+        return self._info(params, total(state.private_information), state.price, state.imbalance, shift, variance)
 
     def _info(
-        self, params: Params, total: Array, price: Array, imbalance: Array, shift: Array, variance: Array
+        self, params: Params, expected: Array, price: Array, imbalance: Array, shift: Array, variance: Array
     ) -> dict[str, Array]:
         return {
             "price": price,
             "imbalance": imbalance,
-            "slack": namespace(total).minimum(total - params.report_low, params.report_high - total),
+            "slack": namespace(expected).minimum(expected - params.report_low, params.report_high - expected),
             "shift": shift,
             "variance": variance,
             "privacy_loss": rules.privacy_loss(params, shift, variance),
@@ -232,18 +229,19 @@ class Communication:
         if variance is not None and self.variance_max > 0:
             least = rules.least_variance(params, shift)
             extra = safe_divide(variance - least, least * self.variance_max)
-        return xp.stack([clip(safe_divide(shift, params.max_shift), -1.0, 1.0), clip(2.0 * extra - 1.0, -1.0, 1.0)], axis=-1)
+        return xp.stack(
+            [clip(safe_divide(shift, params.max_shift), -1.0, 1.0), clip(2.0 * extra - 1.0, -1.0, 1.0)], axis=-1
+        )
 
     def step(self, params: Params, state: State, actions: Array, noise: Noise) -> Step:
         """Play actions ``(E, N, 2)``; pure, neither validates nor resets."""
-        xp = namespace(actions, params.slope)
         shift, variance = self.decode(params, actions)
-        load = xp.sum(state.private_information, axis=-1)
-        shifted = xp.sum(shift, axis=-1)
-        realised = self.reward == "realised"
-        deviation = shifted + xp.sum(xp.sqrt(variance) * noise["report"], axis=-1) if realised else shifted
-        spread = None if realised else xp.sum(variance, axis=-1)
-        reward, price, imbalance = self._settle(params, load, deviation, spread)
+        load, shifted = total(state.private_information), total(shift)
+        if self.reward == "realised":
+            deviation = shifted + total(namespace(variance).sqrt(variance) * noise["report"])
+            reward, price, imbalance = self._settle(params, load, deviation, None)
+        else:
+            reward, price, imbalance = self._settle(params, load, shifted, variance)
         if self.shared_penalty:
             before = rules.violation(params, load)
             after = rules.violation(params, load + shifted)
@@ -255,32 +253,37 @@ class Communication:
             return Step(State(state.private_information, price, imbalance, time), reward, ended, ~ended, info)
         # y is base minus the renewable deviation, which decays by ρ and is stirred by the innovation.
         rho = self.autoregression
-        moved = rho * state.private_information + ((1.0 - rho) * rules.private(params, None) - self._innovation * noise["renewable"])
+        moved = rho * state.private_information + (
+            (1.0 - rho) * rules.private(params, None) - self._innovation * noise["renewable"]
+        )
         return Step(State(moved, price, imbalance, time), reward, ~(time > 0), ended, info)
 
-    def _settle(self, params: Params, load: Array, deviation: Array, spread: Array | None) -> tuple[Array, Array, Array]:
-        """Reward ``(E, N)``, price and imbalance ``(E,)``; ``spread`` is ΣV for an expectation, None for a draw."""
+    def _settle(
+        self, params: Params, load: Array, deviation: Array, variance: Array | None
+    ) -> tuple[Array, Array, Array]:
+        """Reward ``(E, N)``, price and imbalance ``(E,)``; ``variance`` for an expectation, None for a draw."""
+        reported = load + deviation
         if self.settlement == "analytic":
-            floor = params.variance_floor.sum() if self.reward == "expected" else 0.0
-            gap = rules.utility_gap(params, load, deviation, 0.0 if spread is None else spread - floor)
-            return gap, rules.price_at(params, load + deviation, False), -deviation
-        total = load + deviation
-        if spread is None:
-            moments = physical.realised_moments(params, total)
+            extra = 0.0 if variance is None else total(variance - params.variance_floor)
+            gap = rules.utility_gap(params, load, deviation, extra)
+            return gap, rules.price_at(params, reported, False), -deviation
+        if variance is None:
+            moments = physical.realised_moments(params, reported)
             truthful = physical.realised_moments(params, load)
         else:
-            moments = physical.expected_moments(params, total, spread)
-            truthful = physical.expected_moments(params, load, 0.0 * load + params.variance_floor.sum())
-        served = moments.generation + moments.cut
-        imbalance = load - namespace(served).sum(served, axis=-1)
-        return physical.utility_gap(params, moments, truthful), rules.price_at(params, total, True), imbalance
+            moments = physical.expected_moments(params, reported, total(variance))
+            truthful = physical.expected_moments(params, load, 0.0 * load + total(params.variance_floor))
+        imbalance = load - total(moments.generation + moments.cut)
+        return physical.utility_gap(params, moments, truthful), rules.price_at(params, reported, True), imbalance
 
     def observe(self, params: Params, state: State) -> tuple[Array, ...]:
         """Own y against its base, last price against the base one, last imbalance; all in [−1, 1]."""
+        price = clip((state.price - self._base_price) * self._price_scale, -1.0, 1.0)[:, None]
+        imbalance = clip(state.imbalance * self._imbalance_scale, -1.0, 1.0)[:, None]
+        if not self._load_scale:  # y stays at its base
+            return 0.0 * price, price, imbalance
         change = (state.private_information - rules.private(params, None)) * self._load_scale
-        price = (state.price - self._base_price) * self._price_scale
-        imbalance = state.imbalance * self._imbalance_scale
-        return clip(change, -1.0, 1.0), clip(price, -1.0, 1.0)[:, None], clip(imbalance, -1.0, 1.0)[:, None]
+        return clip(change, -1.0, 1.0), price, imbalance
 
     def policy(self, name: str) -> Policy:
         """``"truthful"``, ``"ve"`` (variational equilibrium) or ``"coordinated"``, each with full information."""

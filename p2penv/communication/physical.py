@@ -155,7 +155,10 @@ def best_response(
     y = params.nominal_demand - params.renewable_generation if y is None else y
     shape = np.broadcast_shapes(shift.shape, y.shape)
     shift, variance, y = (np.broadcast_to(array, shape).reshape(-1, shape[-1]) for array in (shift, variance, y))
-    found = [np.stack([_search(params, *row, n, tolerance) for n in range(shape[-1])]) for row in zip(shift, variance, y, strict=True)]
+    found = [
+        np.stack([_search(params, *row, n, tolerance) for n in range(shape[-1])])
+        for row in zip(shift, variance, y, strict=True)
+    ]
     stacked = np.stack(found).reshape(*shape, 3)
     return Certified(stacked[..., 0], stacked[..., 1], stacked[..., 2])
 
@@ -163,7 +166,7 @@ def best_response(
 def steepest_slope(params: Params) -> Array:
     """Largest |d cost_n / d total| ``(N,)`` over all report totals, from the two ends of every piece [$/MWh]."""
     knots = params.clearing.knots
-    ends = np.stack([params.clearing.point[1:-1] , params.clearing.point[2:]])  # prices at the ends of inner pieces
+    ends = np.stack([params.clearing.point[1:-1], params.clearing.point[2:]])  # prices at the ends of inner pieces
     rate = params.clearing.rate[1:-1]
     middle = 0.5 * (ends[0] + ends[1])[:, None]
     points, _ = clip_points(params)
@@ -187,7 +190,9 @@ def _search(params: Params, shift: Array, variance: Array, y: Array, agent: int,
         return bill(params, expected_moments(params, others + own, others_variance + noise))[:, agent]
 
     alpha = params.max_shift[agent]
-    now = bill(params, expected_moments(params, np.array([y.sum() + shift.sum()]), np.array([variance.sum()])))[0, agent]
+    now = bill(params, expected_moments(params, np.array([y.sum() + shift.sum()]), np.array([variance.sum()])))[
+        0, agent
+    ]
     lipschitz = steepest_slope(params)[agent] * (1.0 + np.sqrt(2.0 / np.pi * params.variance_slope[agent]))
     left, width = np.linspace(-alpha, alpha, 65)[:-1], alpha / 32
     best_shift, best = float(shift[agent]), now
@@ -202,4 +207,3 @@ def _search(params: Params, shift: Array, variance: Array, y: Array, agent: int,
             return np.array([best_shift, now - best, now - best + tolerance])
         width = 0.5 * width
         left = np.stack([left[keep], left[keep] + width], axis=1).reshape(-1)
-

@@ -132,7 +132,7 @@ def network_figure(
         size: ``(N,)`` what the areas of the nodes show, the size of the own y if not given [MWh].
     """
     figure = Figure(figsize=(7.2, 5.4), dpi=150)
-    figure.text(0.5, 0.945, title, color=INK, fontsize=11, weight="bold", ha="center")
+    figure.text(0.03, 0.975, title, color=INK, fontsize=11, ha="left", va="top")
     axes, bar = figure.add_axes((0.03, 0.17, 0.94, 0.74)), figure.add_axes((0.2, 0.115, 0.6, 0.02))
     area = np.abs(scenario.private_information) if size is None else size
     _network(axes, bar, scenario, privacy_price, area, shift)
@@ -163,9 +163,7 @@ def _headline(env: Communication, state: State, info: Mapping[str, Any]) -> str:
     parts = [f"Price {price:.3f} $/MWh (truthful {truthful:.3f})", f"imbalance {imbalance:+.2f} MWh"]
     if "slack" in info:
         slack = float(_first(info["slack"]))
-        parts.append(
-            f"slack {slack:.2f} MWh" if slack >= 0 else f"shared bounds violated by {-slack:.2f} MWh"
-        )
+        parts.append(f"slack {slack:.2f} MWh" if slack >= 0 else f"shared bounds violated by {-slack:.2f} MWh")
     return "   ·   ".join(parts)
 
 
@@ -176,21 +174,15 @@ def _positions(scenario: Scenario) -> Floats:
         places = np.stack([1.3 * np.cos(angle), np.sin(angle)], axis=1)
     else:
         places = np.asarray(scenario.positions, dtype=np.float64)
-    return (places - places.min(0)) / max(
-        float(np.ptp(places[:, 1])), 0.5 * float(np.ptp(places[:, 0])), 1e-12
-    )
+    return (places - places.min(0)) / max(float(np.ptp(places[:, 1])), 0.5 * float(np.ptp(places[:, 0])), 1e-12)
 
 
-def _network(
-    axes: Any, bar: Any, scenario: Scenario, price: Floats | None, area: Floats, shift: Floats | None
-) -> None:
+def _network(axes: Any, bar: Any, scenario: Scenario, price: Floats | None, area: Floats, shift: Floats | None) -> None:
     """Lines; nodes coloured by price (grey without one), area growing with ``area``; shifts as labels."""
     places, few = _positions(scenario), scenario.size <= LABELLED
     unit = 420.0 if few else 45.0
     sizes = unit * (0.3 + 0.7 * area / max(float(area.max()), 1e-12))
-    axes.add_collection(
-        LineCollection(list(places[scenario.lines]), colors=RULE, lw=1.4 if few else 0.6, zorder=1)
-    )
+    axes.add_collection(LineCollection(list(places[scenario.lines]), colors=RULE, lw=1.4 if few else 0.6, zorder=1))
     values = np.zeros(scenario.size) if price is None else price
     low, high = float(values.min()), float(values.max())
     # A constant price is one colour in the middle of its scale.
@@ -201,9 +193,7 @@ def _network(
     edges = np.where(np.arange(scenario.size) == 0, INK, "white")
     # The root comes last, on top of its neighbours.
     for nodes in (slice(1, None), slice(0, 1)):
-        axes.scatter(
-            *places[nodes].T, s=sizes[nodes], c=faces[nodes], ec=edges[nodes], lw=ring[nodes], zorder=3
-        )
+        axes.scatter(*places[nodes].T, s=sizes[nodes], c=faces[nodes], ec=edges[nodes], lw=ring[nodes], zorder=3)
     if few:
         dark = faces[:, :3] @ LUMINANCE < 0.55
         halo = [withStroke(linewidth=2.2, foreground="white")]

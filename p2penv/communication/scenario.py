@@ -21,6 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 from p2penv.communication import rules
 from p2penv.communication.rules import Params
 from p2penv.core import validation
+from p2penv.core.roots import Inverse
 
 Floats = NDArray[np.float64]
 
@@ -213,11 +214,19 @@ class Scenario:
         if xp is np and dtype in (None, np.float64):
             return self._params
         dtype = xp.float64 if dtype is None else dtype
-        params = Params(*(xp.asarray(field, dtype=dtype) for field in self._raw()))
+
+        def cast(field: Any) -> Any:
+            if isinstance(field, Inverse):
+                return Inverse(*map(cast, field))
+            array = np.array(field)  # a copy, because a namespace may share memory
+            return xp.asarray(array, dtype=dtype if array.dtype.kind == "f" else None)
+
+        # Derived fields are rounded once, from their float64 values.
+        params = Params(*map(cast, self._params))
         wanted = np.dtype(str(dtype).rsplit(".", 1)[-1]) if not isinstance(dtype, type | np.dtype) else np.dtype(dtype)
         if str(params.max_shift.dtype).rsplit(".", 1)[-1] != wanted.name:
             raise ValueError(f"{xp.__name__} gave {params.max_shift.dtype} for {wanted.name}: enable x64 or ask for float32")
-        return rules.derive(params)
+        return params
 
     @cached_property
     def _params(self) -> Params:

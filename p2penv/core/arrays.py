@@ -66,4 +66,4 @@ def merge(done: Array, fresh: Tree, old: Tree) -> Tree:
     def leaf(new: Array, kept: Array) -> Array:
         return xp.where(xp.reshape(done, done.shape + (1,) * (kept.ndim - 1)), new, kept)
 
-    return type(old)(*(leaf(new, kept) for new, kept in zip(fresh, old, strict=True)))  # type: ignore[call-arg,call-overload]
+    return type(old)(*(leaf(new, kept) for new, kept in zip(fresh, old, strict=True)))  # type: ignore[call-overload]

@@ -9,6 +9,7 @@ episodes are restarted by the faces, and actions are checked by the faces: ``ste
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
 from p2penv.core.arrays import Array
@@ -23,7 +24,8 @@ class Draw(NamedTuple):
     shape: tuple[int, ...]
 
 
-class Role(NamedTuple):
+@dataclass(frozen=True)
+class Role:
     """A contiguous block of agents with the same spaces; agents are called ``<name>_<n>``."""
 
     name: str

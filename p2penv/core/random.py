@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from p2penv.core.contract import Draw, Noise
 
 # Numbers one generator fills at a time. Part of what a seed means: another size gives other numbers.
-BLOCK = 2**14
+BLOCK = 2**13
 
 
 @cache
@@ -44,30 +44,35 @@ class NumpyStream:
 
     def draw(self, spec: Mapping[str, Draw], num_envs: int) -> Noise:
         """One array ``(num_envs, *shape)`` a name; in memory the environments lie side by side."""
-        noise = {}
+        noise: Noise = {}
+        large: list[tuple[str, NDArray[Any]]] = []
         for name, (kind, shape) in spec.items():
-            sample = self._sample(kind, (*shape, num_envs))
+            size = (*shape, num_envs)
+            if math.prod(size) <= BLOCK:
+                sample = self._sampler(0, kind)(size, self.dtype)
+            else:
+                sample = np.empty(size, self.dtype)
+                large.append((kind, sample.reshape(-1)))
             noise[name] = sample.transpose(len(shape), *range(len(shape)))
+        if large:
+            self._fill(large)
         return noise
 
-    def _sample(self, kind: str, shape: tuple[int, ...]) -> NDArray[Any]:
-        size = math.prod(shape)
-        if size <= BLOCK:
-            return self._fill(0, kind, shape)
-        out = np.empty(size, self.dtype)
-        parts = [out[start : start + BLOCK] for start in range(0, size, BLOCK)]
-        while len(self._generators) < len(parts):
-            self._generators.append(np.random.Generator(np.random.SFC64(self._seed.spawn(1)[0])))
-        list(_pool().map(lambda block: self._fill(block, kind, None, parts[block]), range(len(parts))))
-        return out.reshape(shape)
-
-    def _fill(
-        self, block: int, kind: str, shape: tuple[int, ...] | None, out: NDArray[Any] | None = None
-    ) -> NDArray[Any]:
+    def _sampler(self, block: int, kind: str) -> Any:
         generator = self._generators[block]
-        if kind == "normal":
-            return generator.standard_normal(shape, self.dtype, out)  # type: ignore[no-any-return,call-overload]
-        return generator.random(shape, self.dtype, out)  # type: ignore[no-any-return,call-overload]
+        return generator.standard_normal if kind == "normal" else generator.random
+
+    def _fill(self, arrays: list[tuple[str, NDArray[Any]]]) -> None:
+        blocks = -(-max(array.size for _, array in arrays) // BLOCK)
+        while len(self._generators) < blocks:
+            self._generators.append(np.random.Generator(np.random.SFC64(self._seed.spawn(1)[0])))
+
+        def fill(block: int) -> None:
+            for kind, array in arrays:
+                part = array[block * BLOCK : (block + 1) * BLOCK]
+                self._sampler(block, kind)(dtype=self.dtype, out=part)
+
+        list(_pool().map(fill, range(blocks)))
 
 
 class JaxStream:

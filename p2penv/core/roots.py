@@ -13,8 +13,8 @@ import numpy as np
 
 from p2penv.core.arrays import Array, namespace, safe_divide
 
-# A slope below this share of the steepest one is rounding left by the prefix sums: the piece is flat.
-FLAT = 1e-13
+# A slope below this many units of rounding of the steepest one is left by the prefix sums: the piece is flat.
+FLAT = 512
 
 
 class Inverse(NamedTuple):
@@ -47,7 +47,7 @@ def ramp_vertices(points: Array, increments: Array, start: Array, slope: Array =
     points = xp.take_along_axis(points, order, axis=-1)
     slopes = slope + xp.cumulative_sum(xp.take_along_axis(increments, order, axis=-1), axis=-1)
     steepest = xp.max(xp.abs(slopes), axis=-1, keepdims=True)
-    slopes = xp.where(xp.abs(slopes) <= FLAT * steepest, 0.0, slopes)
+    slopes = xp.where(xp.abs(slopes) <= FLAT * xp.finfo(slopes.dtype).eps * steepest, 0.0, slopes)
     first = (start + slope * points[..., 0])[..., None]
     rises = xp.cumulative_sum(slopes[..., :-1] * (points[..., 1:] - points[..., :-1]), axis=-1)
     values = xp.concat([first, first + rises], axis=-1)

@@ -20,6 +20,13 @@ def number(name: str, value: Any, low: float = -np.inf, high: float = np.inf, *,
     return result
 
 
+def count(name: str, value: Any) -> int:
+    """``value`` as a whole number of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+        raise ValueError(f"{name} must be a whole number >= 1, got {value!r}")
+    return int(value)
+
+
 def vector(
     name: str, value: Any, size: int, low: float = -np.inf, high: float = np.inf, *, open_low: bool = False
 ) -> NDArray[np.float64]:
@@ -70,15 +77,18 @@ def actions(
     """Refuse a joint action ``(..., N, A)`` of the wrong shape, not finite, or outside [−1, 1].
 
     Raises:
+        TypeError: not real numbers.
         ValueError: names agent, entry and value.
     """
+    if values.dtype.kind not in "fiub":
+        raise TypeError(f"actions must be real numbers, got an array of {values.dtype}")
     if values.shape != shape:
         raise ValueError(f"actions must have shape {shape}, got {values.shape}")
     # One pass that NaN fails too; details are worked out only for the message.
     if not (np.abs(values).max(initial=0.0) <= 1.0):
         index = tuple(int(i) for i in np.argwhere(~(np.abs(values) <= 1.0))[0])
         entry = names[index[-1]] if names else str(index[-1])
-        where = f" in environment {index[0]}" if len(index) > 2 else ""
+        where = f" in environment {index[0]}" if len(index) > 2 and len(values) > 1 else ""
         raise ValueError(
             f"action of {agents[index[-2]]}{where}, entry {entry}, must lie in [-1, 1], got {float(values[index])!r}"
         )

@@ -20,6 +20,7 @@ class MarketAECEnv(AECEnv[str, Observation, NDArray[Any]]):
     def __init__(self, parallel: MarketParallelEnv) -> None:
         super().__init__()
         self.parallel = parallel
+        self.functional = parallel.functional
         self.metadata = parallel.metadata | {"is_parallelizable": True}
         self.render_mode = parallel.render_mode
         self.possible_agents = parallel.possible_agents
@@ -63,7 +64,7 @@ class MarketAECEnv(AECEnv[str, Observation, NDArray[Any]]):
         """
         agent = self.agent_selection
         if self.terminations[agent] or self.truncations[agent]:
-            self._was_dead_step(action)  # type: ignore[arg-type]
+            self._was_dead_step(action)
             return
         array = np.asarray(action)
         space = self.action_spaces[agent]
@@ -75,7 +76,9 @@ class MarketAECEnv(AECEnv[str, Observation, NDArray[Any]]):
         self._actions[agent] = array
         if self._selector.is_last():
             played, self._actions = self._actions, {}
-            (self._observations, self.rewards, self.terminations, self.truncations, self.infos) = self.parallel.step(played)
+            (self._observations, self.rewards, self.terminations, self.truncations, self.infos) = self.parallel.step(
+                played
+            )
         else:
             self._clear_rewards()
         self.agent_selection = self._selector.next()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from p2penv.core import validation
 from p2penv.core.arrays import Array, merge
 from p2penv.core.contract import MarketEnv, Policy
 from p2penv.core.random import JaxStream
@@ -29,7 +30,7 @@ class MarketJaxEnv:
 
     def __init__(self, env: MarketEnv, num_envs: int, dtype: str = "float32") -> None:
         self.functional = env
-        self.num_envs = num_envs
+        self.num_envs = validation.count("num_envs", num_envs)
         self.dtype = jnp.dtype(dtype)
         self.params = env.scenario.params(jnp, self.dtype)
         self.context = jnp.asarray(env.context, self.dtype)
@@ -47,7 +48,9 @@ class MarketJaxEnv:
         state = self.functional.initial(params, noise, self.num_envs)
         return self.observe(params, state), state
 
-    def step(self, key: Array, state: Any, actions: Array, params: Any) -> tuple[Array, Any, Array, Array, Array, dict[str, Array]]:
+    def step(
+        self, key: Array, state: Any, actions: Array, params: Any
+    ) -> tuple[Array, Any, Array, Array, Array, dict[str, Array]]:
         """Observations, state, reward ``(E, N)``, terminated, truncated ``(E,)`` and infos of one step.
 
         Environments that end are reset; ``info["final_obs"]`` holds the observations before that. Actions must

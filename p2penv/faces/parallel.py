@@ -38,6 +38,7 @@ class MarketParallelEnv(ParallelEnv[str, Observation, NDArray[Any]]):
         self.observation_spaces = self.runner.observation_spaces
         self.action_spaces = self.runner.action_spaces
         self.state_space = spaces.Box(-1.0, 1.0, (int(np.prod(self.runner.observation_shape)),), np.float32)
+        self._names = set(self.possible_agents)
         self._padded = len({space.shape for space in self.action_spaces.values()}) > 1
         self._observations: Observation | None = None
         self._info: dict[str, NDArray[Any]] = {}
@@ -95,21 +96,24 @@ class MarketParallelEnv(ParallelEnv[str, Observation, NDArray[Any]]):
         return results
 
     def _gather(self, actions: dict[str, NDArray[Any]]) -> NDArray[Any]:
-        try:
-            if self._padded:
-                joint = np.zeros(self.runner.shape[1:])
-                for row, agent in zip(joint, self.agents, strict=True):
-                    row[: self.action_spaces[agent].shape[0]] = actions[agent]
-                return joint[None]
-            return np.array([[actions[agent] for agent in self.agents]])
-        except KeyError as error:
-            raise ValueError(f"no action for agent {error.args[0]!r}; every live agent needs one") from None
-        except ValueError:
-            shapes = {agent: np.shape(actions[agent]) for agent in self.agents}
-            wrong = next(agent for agent in self.agents if shapes[agent] != self.action_spaces[agent].shape)
-            raise ValueError(
-                f"action of {wrong} must have shape {self.action_spaces[wrong].shape}, got {shapes[wrong]}"
-            ) from None
+        if actions.keys() != self._names:
+            missing, unknown = sorted(self._names - actions.keys()), sorted(actions.keys() - self._names)
+            raise ValueError(f"every agent needs one action; missing: {missing}, unknown: {unknown}")
+        rows = [actions[agent] for agent in self.agents]
+        if not self._padded:
+            try:
+                joint = np.array([rows])
+                if joint.shape == self.runner.shape:
+                    return joint
+            except ValueError:
+                pass  # ragged; the loop below finds the row
+        joint = np.zeros(self.runner.shape)
+        for row, action, agent in zip(joint[0], rows, self.agents, strict=True):
+            shape = self.action_spaces[agent].shape
+            if np.shape(action) != shape:
+                raise ValueError(f"action of {agent} must have shape {shape}, got {np.shape(action)}")
+            row[: shape[0]] = action
+        return joint
 
     def _infos(self) -> dict[str, dict[str, float]]:
         if not self._info:

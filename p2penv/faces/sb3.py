@@ -9,7 +9,6 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from p2penv.core.arrays import merge
 from p2penv.core.contract import MarketEnv
 from p2penv.faces.runner import Runner
 
@@ -53,9 +52,9 @@ class MarketVecEnv(VecEnv):
         self.agents = self.runner.agents
         self._scale = env.reward_scale if scale_rewards else None
         code = np.eye(agents, dtype=np.float32) if identity else np.zeros((agents, 0), np.float32)
-        self._template = np.concatenate(
-            [np.zeros((envs, agents, features), np.float32), np.broadcast_to(code, (envs, *code.shape))], axis=-1
-        )
+        rows = np.concatenate([np.zeros((agents, features), np.float32), code], axis=-1)
+        rows[:, : self.runner.constant] = env.context
+        self._template = np.tile(rows, (envs, 1, 1))
         observation_space = spaces.Box(-1.0, 1.0, (self._template.shape[-1],), np.float32)
         super().__init__(envs * agents, observation_space, spaces.Box(-1.0, 1.0, (self.runner.actions,), np.float32))
         self.metadata = dict(env.metadata)
@@ -65,7 +64,7 @@ class MarketVecEnv(VecEnv):
     def observations(self, state: Any) -> NDArray[np.float32]:
         """Fresh array ``(E·N, F)`` of a state."""
         observations = self._template.copy()
-        observations[..., : self.runner.observation_shape[1]] = self.runner.observations(state)
+        self.runner.observations(state, out=observations)
         return observations.reshape(self.num_envs, -1)
 
     def seed(self, seed: int | None = None) -> Sequence[int | None]:
@@ -93,7 +92,7 @@ class MarketVecEnv(VecEnv):
         self._actions = None
         observations = self.observations(step.state)
         ended = step.terminated | step.truncated
-        infos = [{} for _ in range(self.num_envs)]
+        infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
         if ended.any():
             agents = len(self.agents)
             for index in np.flatnonzero(np.repeat(ended, agents)):
@@ -101,7 +100,7 @@ class MarketVecEnv(VecEnv):
                     "terminal_observation": observations[index],
                     "TimeLimit.truncated": bool(step.truncated[index // agents]),
                 }
-            runner.state = merge(ended, runner.fresh(), step.state)
+            runner.restart(ended)
             observations = self.observations(runner.state)
         reward = step.reward if self._scale is None else step.reward / self._scale
         rewards = reward.astype(np.float32).reshape(-1)

@@ -10,13 +10,11 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from p2penv.core import validation
-from p2penv.core.arrays import merge
 from p2penv.core.contract import MarketEnv, Policy, Step
 from p2penv.faces.runner import Runner
 
@@ -40,12 +38,22 @@ class _Learner:
         self.observations = self.runner.observations(self.runner.state)
         return self._own(info)
 
+    def shaped(self, actions: Floats, space: spaces.Space[Any]) -> Floats:
+        """Actions as an array, if they have the shape of the face's action space."""
+        array = np.asarray(actions)
+        if array.shape != space.shape:
+            raise ValueError(f"action of {self.agent} must have shape {space.shape}, got {array.shape}")
+        return array
+
     def step(self, actions: Floats) -> Step:
         """Play the learner's actions ``(E, A)``; the others answer the same state."""
         runner, policy = self.runner, self.policy
+        if runner.state is None:
+            raise RuntimeError("call reset before step")
         size = self.action_space.shape[0]
-        if actions.shape != (runner.num_envs, size):
-            raise ValueError(f"action of {self.agent} must have shape ({size},), got {actions.shape[1:]}")
+        if not runner.clips or np.isnan(actions).any():  # before anything is drawn
+            shape, names = (runner.num_envs, 1, size), runner.env.action_names
+            validation.actions(actions[:, None], shape, [self.agent], names)
         noise = runner.stream.draw(policy.noise, runner.num_envs)
         state = runner.state if policy.full_information else None
         joint = np.array(policy.act(runner.params, self.observations, state, noise))
@@ -107,7 +115,7 @@ class MarketSoloEnv(gymnasium.Env[Floats, Floats]):
         Raises:
             ValueError: wrong shape, not finite or out of range.
         """
-        step = self.learner.step(np.asarray(action)[None])
+        step = self.learner.step(self.learner.shaped(action, self.action_space)[None])
         self._info = step.info
         observations, info = self.learner.own(step)
         result = (
@@ -121,7 +129,7 @@ class MarketSoloEnv(gymnasium.Env[Floats, Floats]):
             self.render()
         return result
 
-    def render(self) -> NDArray[np.uint8] | None:  # type: ignore[override]
+    def render(self) -> NDArray[np.uint8] | None:
         """Picture of the market."""
         runner = self.learner.runner
         if self.render_mode is None or runner.state is None:
@@ -160,6 +168,7 @@ class MarketSoloVectorEnv(VectorEnv[Floats, Floats, Floats]):
         dtype: str = "float64",
         out_of_range: str = "raise",
     ) -> None:
+        self.functional = env
         self.learner = _Learner(env, num_envs, agent, others, dtype=dtype, out_of_range=out_of_range)
         self.num_envs = self.learner.runner.num_envs
         self.metadata = dict(env.metadata) | {"autoreset_mode": AutoresetMode.SAME_STEP}
@@ -181,11 +190,11 @@ class MarketSoloVectorEnv(VectorEnv[Floats, Floats, Floats]):
     def step(self, actions: Floats) -> tuple[Floats, Floats, Floats, Floats, dict[str, Any]]:
         """Play the learner's actions ``(E, A)`` in [−1, 1]."""
         runner = self.learner.runner
-        step = self.learner.step(np.asarray(actions))
+        step = self.learner.step(self.learner.shaped(actions, self.action_space))
         observations, info = self.learner.own(step)
         done = step.terminated | step.truncated
         if done.any():
-            runner.state = merge(done, runner.fresh(), step.state)
+            runner.restart(done)
             info |= {"final_obs": observations, "_final_obs": done}
             self.learner.observations = runner.observations(runner.state)
             observations = self.learner.observations[:, self.learner.index]

@@ -10,7 +10,6 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from p2penv.core.arrays import merge
 from p2penv.core.contract import MarketEnv
 from p2penv.faces.runner import Runner
 
@@ -30,10 +29,12 @@ class MarketVectorEnv(VectorEnv[Floats, Floats, Floats]):
         num_envs: E ≥ 1.
         dtype: of the arithmetic inside and the rewards.
         out_of_range: ``"raise"`` or ``"clip"`` actions outside [−1, 1].
+        copy: fresh observations from every call. Without, they are views of buffers that the next step overwrites,
+            with the environments side by side in memory: faster, for those who use them at once.
     """
 
     def __init__(
-        self, env: MarketEnv, num_envs: int, dtype: str = "float64", out_of_range: str = "raise"
+        self, env: MarketEnv, num_envs: int, dtype: str = "float64", out_of_range: str = "raise", copy: bool = True
     ) -> None:
         self.functional = env
         self.runner = Runner(env, num_envs, dtype=dtype, out_of_range=out_of_range)
@@ -44,6 +45,7 @@ class MarketVectorEnv(VectorEnv[Floats, Floats, Floats]):
         self.single_action_space = spaces.Box(-1.0, 1.0, self.runner.shape[1:], np.float32)
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
+        self._current, self._final = (None, None) if copy else (self.runner.buffer(), self.runner.buffer())
 
     def reset(
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
@@ -53,7 +55,7 @@ class MarketVectorEnv(VectorEnv[Floats, Floats, Floats]):
         if isinstance(seed, list):
             raise ValueError("give one seed: a batch draws its noise at once")
         info = self.runner.reset(seed)
-        return self.runner.observations(self.runner.state), dict(info)
+        return self.runner.observations(self.runner.state, self._current), dict(info)
 
     def step(self, actions: Floats) -> tuple[Floats, Floats, Floats, Floats, dict[str, Any]]:
         """Play actions ``(E, N, A)`` in [−1, 1].
@@ -63,13 +65,12 @@ class MarketVectorEnv(VectorEnv[Floats, Floats, Floats]):
         """
         runner = self.runner
         step = runner.step(runner.check(np.asarray(actions)))
-        observations = runner.observations(step.state)
         info: dict[str, Any] = dict(step.info)
         done = step.terminated | step.truncated
         if done.any():
-            runner.state = merge(done, runner.fresh(), step.state)
-            info |= {"final_obs": observations, "_final_obs": done}
-            observations = runner.observations(runner.state)
+            info |= {"final_obs": runner.observations(step.state, self._final), "_final_obs": done}
+            runner.restart(done)
+        observations = runner.observations(runner.state, self._current)
         return observations, step.reward, step.terminated, step.truncated, info
 
     def close_extras(self, **kwargs: Any) -> None:

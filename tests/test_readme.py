@@ -1,0 +1,18 @@
+"""The README's Python examples run as they stand."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+TEXT = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+EXAMPLES = re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)
+
+
+def test_there_is_an_example_for_each_face():
+    assert len(EXAMPLES) == 6
+
+
+@pytest.mark.parametrize("code", EXAMPLES, ids=lambda code: code.split("\n", 1)[0])
+def test_example_runs(code):
+    exec(compile(code, "README.md", "exec"), {})

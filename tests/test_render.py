@@ -1,0 +1,144 @@
+"""Pictures: what they show, at every size, without a display."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from matplotlib import colormaps
+from matplotlib.collections import PathCollection
+
+import p2penv
+from p2penv.communication import Scenario, equilibrium, load_scenario, rules
+from p2penv.communication.render import COLOURS, draw, network_figure
+from p2penv.core.random import NumpyStream
+from p2penv.faces.window import pixels
+
+
+def played(policy="ve", num_envs=2, **options):
+    env = p2penv.make_functional("communication_v0", **options)
+    stream = NumpyStream(1)
+    state = env.initial(env.params, stream.draw(env.initial_noise, num_envs), num_envs)
+    actions = env.policy(policy).act(env.params, None, state, {})
+    return env, state, env.step(env.params, state, actions, stream.draw(env.noise, num_envs))
+
+
+def texts(figure):
+    return [text.get_text() for axes in figure.axes for text in axes.texts] + [t.get_text() for t in figure.texts]
+
+
+def node_colours(figure):
+    groups = [c for c in figure.axes[0].collections if isinstance(c, PathCollection)]
+    ordered = [groups[1], groups[0]]  # the root is drawn last
+    return np.concatenate([group.get_facecolors() for group in ordered])
+
+
+def test_headline_and_labels():
+    env, _, step = played()
+    figure = draw(env, step.state, step.info)
+    assert pixels(figure).shape == (450, 900, 3)
+    headline = figure.texts[0].get_text()
+    # λ* = 6.321045, λ at truth 6.961329, Σx = −20.418959.
+    for part in ("6.321 $/MWh", "truthful 6.961", "imbalance +20.42 MWh", "slack 10.22 MWh"):
+        assert part in headline
+    shown = texts(figure)
+    assert {str(n) for n in range(13)} <= set(shown)
+    assert shown.count("▼3.0") == 9
+    assert shown.count("▲3.0") == 3
+    assert shown.count("▼2.4") == 1
+    assert shown.count("root") == 1
+
+
+def test_nodes_are_coloured_by_privacy_price():
+    env, _, step = played()
+    price = step.info["privacy_price"][0]
+    share = (price - price.min()) / np.ptp(price)
+    np.testing.assert_allclose(node_colours(draw(env, step.state, step.info)), colormaps[COLOURS](share))
+
+
+def test_reports_and_error_bars():
+    env, _, step = played()
+    upper = draw(env, step.state, step.info).axes[2]
+    y, x = env.scenario.private_information, step.info["shift"][0]
+    np.testing.assert_allclose(upper.lines[-1].get_ydata(), y)
+    bars, points = upper.collections
+    np.testing.assert_allclose(points.get_offsets()[:, 1], y + x)
+    deviation = np.abs(x) / np.sqrt(20.0)
+    ends = np.array([segment[:, 1] for segment in bars.get_segments()])
+    np.testing.assert_allclose(ends, np.stack([y + x - deviation, y + x + deviation], axis=1))
+
+
+@pytest.mark.parametrize("size", [2, 40, 41, 200])
+def test_any_number_of_agents(size):
+    env, _, step = played(scenario=Scenario.random(size, 0))
+    figure = draw(env, step.state, step.info)
+    assert np.ptp(pixels(figure)) > 200
+    assert ("1" in texts(figure)) == (size <= 40)
+    assert len(node_colours(figure)) == size
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"settlement": "physical", "scenario": "ieee14-bound"},
+        {"horizon": 3, "reward": "realised"},
+        {"policy": "truthful"},
+        {"privacy": "floor"},
+    ],
+)
+def test_every_mode_is_drawn(options):
+    env, state, step = played(**options)
+    for shown, info in ((state, env.initial_info(env.params, state)), (state, step.info), (step.state, step.info)):
+        assert np.ptp(pixels(draw(env, shown, info))) > 200
+
+
+def test_truthful_price_belongs_to_the_step_that_was_played():
+    env, state, step = played(horizon=3)
+    expected = float(rules.clearing_price(env.scenario, state.private_information)[0])
+    assert f"truthful {expected:.3f}" in draw(env, step.state, step.info).texts[0].get_text()
+    assert f"truthful {expected:.3f}" in draw(env, state, step.info).texts[0].get_text()
+
+
+def test_violation_is_named():
+    env = p2penv.make_functional("communication_v0", scenario="ieee14-bound")
+    state = env.initial(env.params, {}, 1)
+    step = env.step(env.params, state, np.stack([-np.ones((1, 13)), -np.ones((1, 13))], axis=-1), {})
+    # Y − Σα = 66 − 39, the interval starts at 6.0005·B − β.
+    violation = 6.0005 * 31.890463 - 156.0 - 27.0
+    assert f"violated by {violation:.2f} MWh" in draw(env, step.state, step.info).texts[0].get_text()
+
+
+def test_without_infos_the_state_is_drawn():
+    env, _, step = played(infos="none")
+    assert step.info == {}
+    figure = draw(env, step.state, step.info)
+    assert "6.321" in figure.texts[0].get_text()
+    assert "slack" not in figure.texts[0].get_text()
+    assert "shifts are not in the infos" in texts(figure)
+    assert np.ptp(node_colours(figure), axis=0).max() == 0
+
+
+def test_network_figure_shares_the_drawing():
+    scenario = load_scenario("ieee14")
+    price = rules.privacy_price(scenario, equilibrium.variational_equilibrium(scenario).shift)
+    figure = network_figure(scenario, price, title="Prices")
+    env, _, step = played()
+    np.testing.assert_array_equal(node_colours(figure), node_colours(draw(env, step.state, step.info)))
+    assert "Prices" in texts(figure)
+    assert len(figure.axes[0].collections[0].get_segments()) == 19
+
+
+def test_missing_matplotlib_names_the_extra_and_pyplot_is_never_loaded():
+    code = (
+        "import sys\n"
+        "import p2penv.communication.render\n"
+        "assert 'matplotlib.pyplot' not in sys.modules\n"
+        "for name in [n for n in sys.modules if n.startswith(('matplotlib', 'p2penv.communication.render'))]:\n"
+        "    del sys.modules[name]\n"
+        "sys.modules['matplotlib'] = None\n"
+        "import p2penv.communication.render\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "ImportError: rendering needs matplotlib: pip install 'p2penv[render]'" in result.stderr
