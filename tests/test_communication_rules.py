@@ -107,7 +107,9 @@ def test_default_case_constants():
     assert rules.price_at(params, 66.0, bounded=False) == pytest.approx(6.961329, abs=5e-7)
 
 
-@pytest.mark.parametrize(("load", "bounded", "interior"), [(20, 3.395, 5.519), (250, 12.744, 12.731), (400, 19.658, 17.435)])
+@pytest.mark.parametrize(
+    ("load", "bounded", "interior"), [(20, 3.395, 5.519), (250, 12.744, 12.731), (400, 19.658, 17.435)]
+)
 def test_default_case_prices_at_bounds(load, bounded, interior):
     scenario = load_scenario()
     reports = np.full(13, load / 13)
@@ -405,7 +407,9 @@ def test_jax_and_torch_equal_numpy(case):
     with jax.enable_x64(True):
         params = scenario.params(jax.numpy)
         # One row at a time under vmap, the whole batch at once on the others.
-        on_jax = jax.jit(jax.vmap(everything, (None, 0, 0)))(params, jax.numpy.asarray(shift), jax.numpy.asarray(variance))
+        on_jax = jax.jit(jax.vmap(everything, (None, 0, 0)))(
+            params, jax.numpy.asarray(shift), jax.numpy.asarray(variance)
+        )
     for results in (on_torch, on_jax):
         for mine, theirs in zip(expected, results, strict=True):
             np.testing.assert_allclose(np.asarray(theirs), mine, rtol=1e-11, atol=1e-10)

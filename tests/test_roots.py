@@ -54,18 +54,21 @@ def test_targets_out_of_reach_give_the_end_vertices(data):
 @given(
     st.integers(1, 6).flatmap(
         lambda k: st.lists(
-            st.tuples(st.lists(st.tuples(quarters, st.integers(0, 40), st.integers(0, 12)), min_size=k, max_size=k), quarters),
+            st.tuples(
+                st.lists(st.tuples(quarters, st.integers(0, 40), st.integers(0, 12)), min_size=k, max_size=k), quarters
+            ),
             min_size=1,
             max_size=5,
         )
-    )
+    ),
+    st.sampled_from([0.0, 0.5]),
 )
-def test_batch_equals_loop(rows):
+def test_batch_equals_loop(rows, slope):
     vertices = [as_vertices(data) for data, _ in rows]
     points, increments = (np.stack(column) for column in zip(*vertices, strict=True))
     targets = np.array([target for _, target in rows])
-    batched = piecewise_root(points, increments, np.zeros(len(rows)), targets, 0.5)
-    looped = [piecewise_root(p, i, np.array(0.0), t, 0.5) for (p, i), t in zip(vertices, targets, strict=True)]
+    batched = piecewise_root(points, increments, np.zeros(len(rows)), targets, slope)
+    looped = [piecewise_root(p, i, np.array(0.0), t, slope) for (p, i), t in zip(vertices, targets, strict=True)]
     np.testing.assert_allclose(batched, looped, rtol=0, atol=1e-12)
 
 

@@ -113,7 +113,9 @@ def test_overrides_are_checked():
             scenario.replace(trading_price=price)
     with pytest.raises(ValueError, match="root_price"):
         scenario.replace(trading_price=NAN)
-    with pytest.raises(ValueError, match="scenario must be one of 'ieee14', 'ieee14-bound', 'ieee14-interior'; got 'ieee'"):
+    with pytest.raises(
+        ValueError, match="scenario must be one of 'ieee14', 'ieee14-bound', 'ieee14-interior'; got 'ieee'"
+    ):
         load_scenario("ieee")
     with pytest.raises(ValueError, match=r"no scenario file 'nowhere\.toml'"):
         load_scenario("nowhere.toml")
@@ -169,7 +171,9 @@ def test_file_from_disk(tmp_path):
     table = {name: value for name, value in PAIR.items() if name != "root_price"} | {"trading_price": 1.0}
     loaded = load_scenario(write(tmp_path / "pair.toml", table), max_shift=0.5)
     for name in PAIR.keys() - {"max_shift"}:
-        np.testing.assert_array_equal(getattr(loaded, name), np.broadcast_to(PAIR[name], np.shape(getattr(loaded, name))))
+        np.testing.assert_array_equal(
+            getattr(loaded, name), np.broadcast_to(PAIR[name], np.shape(getattr(loaded, name)))
+        )
     np.testing.assert_array_equal(loaded.max_shift, 0.5)
 
 
@@ -207,8 +211,10 @@ def test_shipped_scenarios():
     assert base.size == 13
     assert base.private_information.sum() == pytest.approx(66.0)
     # IEEE case14: these loads are its bus loads, and 17 of its lines stay clear of node 0.
-    np.testing.assert_allclose(base.nominal_demand[[1, 2, 3, 4, 5, 6, 8, 9, 10, 11, 12]],
-                               [21.7, 94.2, 47.8, 7.6, 11.2, 14.9, 29.5, 9.0, 3.5, 6.1, 13.5])
+    np.testing.assert_allclose(
+        base.nominal_demand[[1, 2, 3, 4, 5, 6, 8, 9, 10, 11, 12]],
+        [21.7, 94.2, 47.8, 7.6, 11.2, 14.9, 29.5, 9.0, 3.5, 6.1, 13.5],
+    )
     assert (base.lines != 0).all(axis=1).sum() == 17
     np.testing.assert_array_equal(load_scenario("ieee14-interior").privacy_budget, 0.2)
     assert load_scenario("ieee14-bound").wholesale_price == 3.0

@@ -16,7 +16,7 @@ from training.cli import app
 from training.evaluate import evaluate, marl_eval
 from training.policies import MixedPolicy, load_learned, resolve
 from training.runs import TrainConfig
-from training.train import train
+from training.train import resume, train
 
 QUIET = Console(quiet=True)
 
@@ -120,7 +120,7 @@ def test_interrupted_run_resumes_where_it_stopped(learners, monkeypatch):
     monkeypatch.setattr(Watch, "_on_rollout_end", original)
     rows = runs.read_csv(runs.ROOT / "cut" / "curve.csv")
     assert 15_000 <= rows[-1]["agent_steps"] < 20_000
-    run = train(config(learners=learners), resume=runs.ROOT / "cut", console=QUIET)
+    run = resume(runs.ROOT / "cut", console=QUIET)
     steps = [row["agent_steps"] for row in runs.read_csv(run / "curve.csv")]
     assert steps == sorted(steps)
     assert steps[: len(rows)] == [row["agent_steps"] for row in rows]
@@ -244,6 +244,7 @@ def test_cli_list_and_solve(folder):
         (("train", "communication", "-o", "colour=1"), "unknown scenario field"),
         (("train", "communication", "-o", "privacy_budget"), "key=value"),
         (("train", "communication", "--resume", "runs/none"), "not a run"),
+        (("train", "communication", "--resume", "runs/none", "--seed", "1"), "drop seed"),
         (("evaluate", "communication", "--policy", "clever"), "policy must be one of"),
         (("evaluate", "communication", "--agent", "prosumer_99=ve"), "--agent must look like"),
         (("report", "runs/none"), "not a run"),

@@ -14,7 +14,7 @@ from rich.table import Table
 import baselines
 import p2penv
 from p2penv.core.contract import MarketEnv
-from training.runs import TrainConfig, write_json
+from training.runs import TrainConfig, load_config, write_json
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_show_locals=False)
 console = Console()
@@ -108,6 +108,7 @@ def solve(
 
 @app.command()
 def train(
+    context: typer.Context,
     market: Market,
     scenario: Scenario = None,
     horizon: Horizon = 1,
@@ -125,25 +126,36 @@ def train(
     option: Options = None,
 ) -> None:
     """Train agents and compare them with the equilibrium."""
-    from training.train import train as run
+    from training import train as trainer
 
-    options = _options(scenario, horizon, option)
-    _env(market, options)
-    config = TrainConfig(
-        market=_market(market),
-        options=options,
-        algorithm=algorithm.value,
-        learners=learners.value,
-        seed=seed,
-        steps=steps or default_steps(algorithm.value, horizon),
-        num_envs=envs,
-        learning_rate=learning_rate,
-        gamma=gamma,
-        contexts=contexts,
-        threads=threads,
-    )
     try:
-        run(config, name, resume, console)
+        if resume is not None:
+            sources = {name: context.get_parameter_source(name) for name in context.params}
+            given = [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
+            if fixed := sorted(set(given) - {"market", "resume", "steps"}):
+                raise typer.BadParameter(
+                    f"a resumed run keeps its configuration except --steps; drop {', '.join(fixed)}"
+                )
+            if (stored := load_config(resume).market) != _market(market):
+                raise typer.BadParameter(f"run {resume} was made on {stored}, not {_market(market)}")
+            trainer.resume(resume, steps, console)
+            return
+        options = _options(scenario, horizon, option)
+        _env(market, options)
+        config = TrainConfig(
+            market=_market(market),
+            options=options,
+            algorithm=algorithm.value,
+            learners=learners.value,
+            seed=seed,
+            steps=default_steps(algorithm.value, horizon) if steps is None else steps,
+            num_envs=envs,
+            learning_rate=learning_rate,
+            gamma=gamma,
+            contexts=contexts,
+            threads=threads,
+        )
+        trainer.train(config, name, console)
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
     except FileNotFoundError as error:

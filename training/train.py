@@ -46,7 +46,6 @@ class Watch(BaseCallback):
         self.run = run
         self.progress = progress
         self.bar = progress.add_task("training", total=run.config.steps, completed=run.done, nashconv=float("nan"))
-        self.before = run.done
         self.spent = run.seconds
         self.rollouts = 0
         self.overhead = 0.0
@@ -147,43 +146,49 @@ class Run:
         self.save()
 
 
-def train(
-    config: TrainConfig, name: str | None = None, resume: Path | None = None, console: Console | None = None
-) -> Path:
-    """Run or resume a training, print the comparison with the equilibrium, write the run's files.
+def train(config: TrainConfig, name: str | None = None, console: Console | None = None) -> Path:
+    """Train in a new folder, print the comparison with the equilibrium, write the run's files.
 
     Args:
-        config: the configuration; with ``resume`` the run's own is used, except for more ``steps``.
+        config: the configuration.
         name: of the folder under ``runs/``.
-        resume: folder of an interrupted run. Learning goes on from its last checkpoint; the random streams start
-            afresh, so an interrupted run does not repeat an uninterrupted one to the digit.
         console: where to print.
 
     Returns:
         The folder, with ``policy.zip`` (or one per agent), ``config.json``, ``metrics.json``, ``metrics.csv``,
-        ``curve.csv``, ``marl_eval.json`` and ``report.html``.
+        ``curve.csv``, ``marl_eval.json``, ``learned.png`` and ``report.html``.
     """
-    console = console or Console()
-    if resume is not None:
-        stored = load_config(resume)
-        config = dataclasses.replace(stored, steps=max(stored.steps, config.steps))
-        folder = resume
-    else:
-        folder = new_folder(name or f"{config.market.removesuffix('_v0')}-{config.algorithm}-seed{config.seed}")
-    run = Run(folder, config, resume=resume is not None)
-    scenario = run.env.scenario.name
+    folder = new_folder(name or f"{config.market.removesuffix('_v0')}-{config.algorithm}-seed{config.seed}")
+    return _go(Run(folder, config), console or Console())
+
+
+def resume(folder: Path, steps: int | None = None, console: Console | None = None) -> Path:
+    """Go on with an interrupted run from its last checkpoint, to ``steps`` in all if given.
+
+    The random streams start afresh, so an interrupted run does not repeat an uninterrupted one to the digit.
+
+    Raises:
+        FileNotFoundError: not a run.
+    """
+    config = load_config(folder)
+    if steps is not None:
+        config = dataclasses.replace(config, steps=steps)
+    return _go(Run(folder, config, resume=True), console or Console())
+
+
+def _go(run: Run, console: Console) -> Path:
+    config = run.config
     console.print(
-        f"[bold]{config.market}[/bold] {scenario}, horizon {run.env.horizon}: {config.algorithm.upper()}, "
-        f"{config.learners} learners, {len(run.agents)} agents, {config.num_envs} environments -> {folder}"
+        f"[bold]{config.market}[/bold] {run.env.scenario.name}, horizon {run.env.horizon}: {config.algorithm.upper()}, "
+        f"{config.learners} learners, {len(run.agents)} agents, {config.num_envs} environments -> {run.folder}"
     )
-    untrained = run.evaluate() if not run.curve else None
-    nashconv_untrained = untrained.nashconv if untrained else run.curve[0]["nashconv"]
+    nashconv_untrained = run.curve[0]["nashconv"] if run.curve else run.evaluate().nashconv
     try:
         run.train(console)
     except KeyboardInterrupt:
         run.measure()
         run.save()
-        console.print(f"interrupted; go on with: python -m training train {config.market} --resume {folder}")
+        console.print(f"interrupted; go on with: python -m training train {config.market} --resume {run.folder}")
         raise
     return finish(run, nashconv_untrained, console)
 

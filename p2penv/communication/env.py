@@ -13,7 +13,7 @@ from p2penv.communication.policies import ProfilePolicy
 from p2penv.communication.rules import Params
 from p2penv.communication.scenario import Scenario, load_scenario
 from p2penv.core import validation
-from p2penv.core.arrays import Array, clip, namespace, safe_divide, total
+from p2penv.core.arrays import Array, clip, namespace, row_sum, safe_divide
 from p2penv.core.contract import Draw, Noise, Policy, Role, Step
 
 if TYPE_CHECKING:
@@ -21,6 +21,11 @@ if TYPE_CHECKING:
 
 # Range of the moving renewable generation an observation can show, in stationary standard deviations.
 SPREAD = 5.0
+
+
+def _inverse(width: float) -> float:
+    """1 / width; 0 for a range too small to tell from rounding, whose inverse float32 might not hold."""
+    return 1.0 / width if width > 1e-9 else 0.0
 
 
 class State(NamedTuple):
@@ -176,11 +181,11 @@ class Communication:
         self.features = (*private, *public, "load_change", "last_price", "last_imbalance")
         moving = SPREAD * self.renewable_sd if self.horizon > 1 else 0.0
         noise = float(np.sqrt(np.sum(p.max_shift**2 / (2.0 * p.privacy_budget)))) if self.reward == "realised" else 0.0
-        self._load_scale = 1.0 / moving if moving else 0.0
+        self._load_scale = _inverse(moving)
         reach = float(p.max_shift.sum()) + 3.0 * noise
-        self._imbalance_scale = 1.0 / reach if reach else 0.0
+        self._imbalance_scale = _inverse(reach)
         swing = reach + moving * float(np.sqrt(size))
-        self._price_scale = float(p.total_slope) / swing if swing else 0.0
+        self._price_scale = float(p.total_slope) * _inverse(swing)
         self._base_price = float(rules.price_at(p, p.base_load, self.settlement == "physical"))
 
     def initial(self, params: Params, noise: Noise, num_envs: int) -> State:
@@ -190,8 +195,9 @@ class Communication:
         if self.horizon > 1:
             load = base - self.renewable_sd * noise["renewable"]
         else:
-            load = xp.broadcast_to(base, (num_envs, base.shape[-1]))
-        price = rules.price_at(params, total(load), self.settlement == "physical")
+            # In memory the environments lie side by side, as in the noise.
+            load = (xp.broadcast_to(base[:, None], (*base.shape, num_envs)) + 0.0).T
+        price = rules.price_at(params, row_sum(load), self.settlement == "physical")
         zero = 0.0 * price
         return State(load, price, zero, xp.astype(zero, xp.int32))
 
@@ -201,7 +207,7 @@ class Communication:
             return {}
         shift = 0.0 * state.private_information
         variance = rules.least_variance(params, shift)
-        return self._info(params, total(state.private_information), state.price, state.imbalance, shift, variance)
+        return self._info(params, row_sum(state.private_information), state.price, state.imbalance, shift, variance)
 
     def _info(
         self, params: Params, expected: Array, price: Array, imbalance: Array, shift: Array, variance: Array
@@ -236,9 +242,9 @@ class Communication:
     def step(self, params: Params, state: State, actions: Array, noise: Noise) -> Step:
         """Play actions ``(E, N, 2)``; pure, neither validates nor resets."""
         shift, variance = self.decode(params, actions)
-        load, shifted = total(state.private_information), total(shift)
+        load, shifted = row_sum(state.private_information), row_sum(shift)
         if self.reward == "realised":
-            deviation = shifted + total(namespace(variance).sqrt(variance) * noise["report"])
+            deviation = shifted + row_sum(namespace(variance).sqrt(variance) * noise["report"])
             reward, price, imbalance = self._settle(params, load, deviation, None)
         else:
             reward, price, imbalance = self._settle(params, load, shifted, variance)
@@ -264,16 +270,16 @@ class Communication:
         """Reward ``(E, N)``, price and imbalance ``(E,)``; ``variance`` for an expectation, None for a draw."""
         reported = load + deviation
         if self.settlement == "analytic":
-            extra = 0.0 if variance is None else total(variance - params.variance_floor)
+            extra = 0.0 if variance is None else row_sum(variance - params.variance_floor)
             gap = rules.utility_gap(params, load, deviation, extra)
             return gap, rules.price_at(params, reported, False), -deviation
         if variance is None:
             moments = physical.realised_moments(params, reported)
             truthful = physical.realised_moments(params, load)
         else:
-            moments = physical.expected_moments(params, reported, total(variance))
-            truthful = physical.expected_moments(params, load, 0.0 * load + total(params.variance_floor))
-        imbalance = load - total(moments.generation + moments.cut)
+            moments = physical.expected_moments(params, reported, row_sum(variance))
+            truthful = physical.expected_moments(params, load, 0.0 * load + row_sum(params.variance_floor))
+        imbalance = load - row_sum(moments.generation + moments.cut)
         return physical.utility_gap(params, moments, truthful), rules.price_at(params, reported, True), imbalance
 
     def observe(self, params: Params, state: State) -> tuple[Array, ...]:

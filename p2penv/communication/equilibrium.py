@@ -18,7 +18,7 @@ import numpy as np
 
 from p2penv.communication import rules
 from p2penv.communication.rules import Params, as_params, least_variance, private, violation
-from p2penv.core.arrays import Array, clip, namespace
+from p2penv.core.arrays import Array, clip, gather, namespace, row_sum, running_sum
 from p2penv.core.roots import Inverse, evaluate, invert, piecewise_root, ramp_vertices
 
 if TYPE_CHECKING:
@@ -40,11 +40,10 @@ class Equilibrium(NamedTuple):
 
 def _checked(params: Params, y: Array, infeasible: str) -> tuple[Array, Array, Array]:
     """Ends ``(...)`` of the report totals that agents can reach within (8b), (8c), and whether there are none."""
-    xp = namespace(y, params.slope)
-    load, reach = xp.sum(y, axis=-1), xp.sum(params.max_shift, axis=-1)
+    load, reach = row_sum(y), row_sum(params.max_shift)
     low, high = load - reach, load + reach
     empty = (high < params.report_low) | (low > params.report_high)
-    if infeasible == "raise" and bool(xp.any(empty)):
+    if infeasible == "raise" and bool(empty.any()):
         first = np.argwhere(np.atleast_1d(np.asarray(empty)))[0]
         at = tuple(first) if np.ndim(empty) else ()
         raise ValueError(
@@ -65,8 +64,8 @@ def _jumps(aim: Array, reach: Array, slope: float) -> Inverse:
     """Inverse of slope·t + Σ reach·sign(t − aim): the limit of :func:`_answers` without curvature."""
     xp = namespace(aim, reach)
     order = xp.argsort(aim, axis=-1)
-    aim, reach = xp.take_along_axis(aim, order, axis=-1), xp.take_along_axis(reach, order, axis=-1)
-    after = slope * aim - xp.sum(reach, axis=-1, keepdims=True) + 2.0 * xp.cumulative_sum(reach, axis=-1)
+    aim, reach = gather(aim, order), gather(reach, order)
+    after = slope * aim - row_sum(reach)[..., None] + 2.0 * running_sum(reach)
     points = xp.reshape(xp.stack([aim, aim], axis=-1), (*aim.shape[:-1], -1))
     values = xp.reshape(xp.stack([after - 2.0 * reach, after], axis=-1), (*aim.shape[:-1], -1))
     ends = slope + 0.0 * points[..., 0]
@@ -79,7 +78,7 @@ def _table(aim: Array, rate: Array | None, reach: Array, slope: float) -> Invers
     if rate is None:
         return _jumps(aim, reach, slope)
     points, changes = _answers(aim, rate + 0.0 * aim, reach)
-    points, values, left, right, _ = ramp_vertices(points, changes, -namespace(reach).sum(reach, axis=-1), slope)
+    points, values, left, right, _ = ramp_vertices(points, changes, -row_sum(reach), slope)
     return invert(points, values, left, right)
 
 
@@ -90,34 +89,35 @@ def _shifts(distance: Array, rate: Array | None, reach: Array, total: Array) -> 
         return clip(rate * distance, -reach, reach)
     tied = xp.abs(distance) <= 1e-9 * (1.0 + xp.max(xp.abs(distance), axis=-1, keepdims=True))
     fixed = xp.where(tied, 0.0, reach * xp.sign(distance))
-    rest = total - xp.sum(fixed, axis=-1)
+    rest = total - row_sum(fixed)
     room = xp.where(tied, reach, 0.0)
     unit = xp.where(tied, 1.0, 0.0)
-    level = piecewise_root(
-        xp.concat([-room, room], axis=-1), xp.concat([unit, -unit], axis=-1), -xp.sum(room, axis=-1), rest
-    )
+    level = piecewise_root(xp.concat([-room, room], axis=-1), xp.concat([unit, -unit], axis=-1), -row_sum(room), rest)
     return xp.where(tied, clip(level[..., None], -room, room), fixed)
 
 
-def _solve(params: Params, y: Array, aim: Array, weights: Array, infeasible: str) -> tuple[Array, Array, Array]:
+def _solve(
+    params: Params, y: Array, aim: Array, weights: Array, infeasible: str, floor: bool | None
+) -> tuple[Array, Array, Array]:
     """Shifts, multiplier and emptiness for x_n = clip((aim_n + θ weights_n − S)/w_n, ±α_n), S = Σ(y + x)."""
     xp = namespace(y, params.slope)
-    flat = bool(xp.all(params.variance_slope == 0))
-    curvature = xp.where(params.variance_slope == 0, 1.0, params.variance_slope)
-    reach, load = params.max_shift, xp.sum(y, axis=-1)
+    flat = bool((params.variance_slope == 0).all()) if floor is None else floor
+    reach, load = params.max_shift, row_sum(y)
     low, high, empty = _checked(params, y, infeasible)
     # θ = 0: S − Σx(S) = Y, and Σ(−x) increases in S.
-    rate = None if flat else 1.0 / curvature
+    rate = None if flat else 1.0 / params.variance_slope
     free = evaluate(_table(aim, rate, reach, 1.0), load)
     total = clip(free, low, high)
     shift = -_shifts(total[..., None] - aim, rate, reach, load - total)
     multiplier = 0.0 * total
     binding = free != total
-    if xp is not np or np.any(binding):
-        steep = None if flat else weights / curvature
+    if xp is not np or binding.any():
+        steep = None if flat else weights / params.variance_slope
         for bound, ends in ((params.report_low, low), (params.report_high, high)):
             # Rounding may put the free total beyond what agents can reach: no bound binds there.
             here = binding & (total == ends) & ((ends == bound) | empty)
+            if xp is np and not here.any():
+                continue
             # Reports total the bound; Σx(θ) = S − Y with x increasing in θ. An unreachable bound is the nearest
             # total, where everybody is at the same end and any θ beyond the last clip point will do.
             zero = (ends[..., None] - aim) / weights
@@ -131,7 +131,7 @@ def _solve(params: Params, y: Array, aim: Array, weights: Array, infeasible: str
 
 def _profile(params: Params, y: Array, shift: Array, multiplier: Array, nearest: Array) -> Equilibrium:
     variance = least_variance(params, shift)
-    price = rules.price_at(params, namespace(shift).sum(y + shift, axis=-1), bounded=False)
+    price = rules.price_at(params, row_sum(y + shift), bounded=False)
     cost = rules.expected_cost(params, shift, variance, private_information=y)
     return Equilibrium(shift, variance, price, multiplier, cost, nearest)
 
@@ -141,6 +141,7 @@ def variational_equilibrium(
     weights: Array | None = None,
     private_information: Array | None = None,
     infeasible: Literal["raise", "nearest"] = "raise",
+    floor: bool | None = None,
 ) -> Equilibrium:
     """Exact variational equilibrium of (8): one multiplier for the shared bounds; ``O(N log N)``.
 
@@ -154,6 +155,8 @@ def variational_equilibrium(
         private_information: ``(..., N)`` y [MWh].
         infeasible: where no report total in reach keeps (8b), (8c): ``"raise"``, or play the ``"nearest"`` total
             and flag it.
+        floor: whether the least variance is a floor; looked up in the parameters unless given, which compiled code
+            cannot do.
 
     Raises:
         ValueError: empty joint feasible set, or weights that are not positive.
@@ -166,26 +169,27 @@ def variational_equilibrium(
         raise ValueError(f"weights must all be > 0, got {weights}")
     y = private(params, private_information)
     steer = weights * params.total_slope**2 / params.slope
-    return _profile(params, y, *_solve(params, y, params.target, steer, infeasible))
+    return _profile(params, y, *_solve(params, y, params.target, steer, infeasible, floor))
 
 
 def coordinated(
     scenario: Scenario | Params,
     private_information: Array | None = None,
     infeasible: Literal["raise", "nearest"] = "raise",
+    floor: bool | None = None,
 ) -> Equilibrium:
     """The planner's profile: least expected social cost within (8b)-(8e).
 
     x_n = clip((Σk + Bp0 − β − S)/w_n, ±α_n) with k the trading slopes: Bc if everybody books its own trade, 0 if
     node 0 books the rest. Proposition 8 (Σŷ = Σy) fixes only the expected price; costs equal truthful ones only
-    at x = 0. The multiplier is that of S in the planner's problem.
+    at x = 0. The multiplier is that of S in the planner's problem. Arguments as in :func:`variational_equilibrium`.
     """
     params = as_params(scenario)
     xp = namespace(params.slope)
     y = private(params, private_information)
-    common = xp.sum(params.trading_slope, axis=-1) + params.total_slope * params.wholesale_price - params.intercept
+    common = row_sum(params.trading_slope) + params.total_slope * params.wholesale_price - params.intercept
     ones = xp.ones_like(params.slope)
-    shift, multiplier, nearest = _solve(params, y, common * ones, params.total_slope * ones, infeasible)
+    shift, multiplier, nearest = _solve(params, y, common * ones, params.total_slope * ones, infeasible, floor)
     return _profile(params, y, shift, multiplier, nearest)
 
 
@@ -210,7 +214,7 @@ def _response(params: Params, others: Array, total: Array, shared: Shared, penal
 
 def _prepare(
     scenario: Scenario | Params, shift: Array, shared: Shared, penalty: float, y: Array | None
-) -> tuple[Params, Array, Array, Array]:
+) -> tuple[Params, Array, Array]:
     params = as_params(scenario)
     xp = namespace(shift, params.slope)
     if shared not in ("constraint", "ignore", "penalty"):
@@ -226,8 +230,8 @@ def _prepare(
             index = tuple(int(i) for i in np.argwhere(outside)[0])
             allowed = float(params.max_shift[index[-1]])
             raise ValueError(f"shift of agent {index[-1]} must be within ±{allowed:g} MWh (8d), got {shift[index]}")
-    total = xp.sum(private(params, y) + shift, axis=-1)
-    return params, total, total[..., None] - shift, xp.sum(private(params, y), axis=-1)
+    total = row_sum(private(params, y) + shift)
+    return params, total, total[..., None] - shift
 
 
 def best_response(
@@ -251,7 +255,7 @@ def best_response(
     Raises:
         ValueError: wrong shape, shift out of range, unknown notion.
     """
-    params, total, others, _ = _prepare(scenario, shift, shared, penalty, private_information)
+    params, total, others = _prepare(scenario, shift, shared, penalty, private_information)
     return _response(params, others, total, shared, penalty)
 
 
@@ -272,7 +276,7 @@ def exploitability(
     Raises:
         ValueError: as :func:`best_response`; variance below the least one.
     """
-    params, total, others, _ = _prepare(scenario, shift, shared, penalty, private_information)
+    params, total, others = _prepare(scenario, shift, shared, penalty, private_information)
     least = least_variance(params, shift)
     xp = namespace(shift, variance)
     if xp is np:
@@ -280,7 +284,8 @@ def exploitability(
         if short.any():
             index = tuple(int(i) for i in np.argwhere(short)[0])
             raise ValueError(
-                f"variance of agent {index[-1]} must be at least {least[index]:g} MWh² (8e), got {variance[index]}"
+                f"variance of agent {index[-1]} must be at least {np.broadcast_to(least, short.shape)[index]:g} MWh² "
+                f"(8e), got {np.broadcast_to(variance, short.shape)[index]}"
             )
     change = _response(params, others, total, shared, penalty) - shift
     # F_n = 2·weight_n·(S + w_n x_n − target_n), with weight_n = B_n/(2B²).
@@ -298,11 +303,10 @@ def potential(
 ) -> Array:
     """Exact weighted potential ``(...)``: a change of own action changes J_n by B_n times the change of this.
 
-    W = [(S + β)² + ΣV]/(2B²) − Σ(ℓ_n/B_n)x_n. No Assumption 17 is needed. (The printed potential of Proposition 18 has H/B on V
-    where H/(2B) is right, and cHŷ/B where cHŷ is.) It does not extend to the penalised game.
+    W = [(S + β)² + ΣV]/(2B²) − Σ(ℓ_n/B_n)x_n. No Assumption 17 is needed. (The printed potential of Proposition 18
+    has H/B on V where H/(2B) is right, and cHŷ/B where cHŷ is.) It does not extend to the penalised game.
     """
     params = as_params(scenario)
-    xp = namespace(shift, variance)
-    level = xp.sum(private(params, private_information) + shift, axis=-1) + params.intercept
-    quadratic = (level * level + xp.sum(variance, axis=-1)) / (2.0 * params.total_slope**2)
-    return quadratic - xp.sum(params.incentive / params.slope * shift, axis=-1)
+    level = row_sum(private(params, private_information) + shift) + params.intercept
+    quadratic = (level * level + row_sum(variance)) / (2.0 * params.total_slope**2)
+    return quadratic - row_sum(params.incentive / params.slope * shift)

@@ -37,4 +37,6 @@ class ProfilePolicy:
         if self.name == "truthful":
             return self.env.encode(params, 0.0 * y)
         solve = equilibrium.variational_equilibrium if self.name == "ve" else equilibrium.coordinated
-        return self.env.encode(params, solve(params, private_information=y, infeasible="nearest").shift)
+        floor = self.env.scenario.privacy == "floor"
+        profile = solve(params, private_information=y, infeasible="nearest", floor=floor)
+        return self.env.encode(params, profile.shift)

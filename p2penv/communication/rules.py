@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from p2penv.core.arrays import Array, clip, namespace, safe_divide
+from p2penv.core.arrays import Array, clip, namespace, row_sum
 from p2penv.core.roots import Inverse, evaluate, invert, ramp_vertices
 
 if TYPE_CHECKING:
@@ -106,17 +106,16 @@ def price_bounds(params: Params) -> tuple[Array, Array]:
 
 def derive(params: Params) -> Params:
     """Fill in the derived fields."""
-    xp = namespace(params.discomfort)
     size = params.discomfort.shape[-1]
     slope = 1.0 / params.generation_curvature + 0.5 / params.discomfort
-    total = xp.sum(slope, axis=-1)
-    intercept = xp.sum(params.generation_price / params.generation_curvature, axis=-1)
+    total = row_sum(slope)
+    intercept = row_sum(params.generation_price / params.generation_curvature)
     own = params.root_price * slope
-    trading_slope = own - params.root_books * xp.sum(own, axis=-1)
+    trading_slope = own - params.root_books * row_sum(own)
     incentive = trading_slope / total + params.wholesale_price / size
     low, high = price_bounds(params)
     points, rates = clip_points(params)
-    start = xp.sum(params.generation_min + params.nominal_demand - params.demand_max, axis=-1)
+    start = row_sum(params.generation_min + params.nominal_demand - params.demand_max)
     sorted_points, values, left, right, order = ramp_vertices(points, rates, start)
     return params._replace(
         slope=slope,
@@ -128,7 +127,7 @@ def derive(params: Params) -> Params:
         target=incentive * total * total / slope - intercept,
         report_low=low * total - intercept,
         report_high=high * total - intercept,
-        base_load=xp.sum(params.nominal_demand - params.renewable_generation, axis=-1),
+        base_load=row_sum(params.nominal_demand - params.renewable_generation),
         clearing=invert(sorted_points, values, left, right),
         clearing_order=order,
     )
@@ -162,7 +161,7 @@ def clearing_price(scenario: Scenario | Params, reports: Array, bounded: bool = 
         ``(...)`` λ [$/MWh].
     """
     params = as_params(scenario)
-    return price_at(params, namespace(reports).sum(reports, axis=-1), bounded)
+    return price_at(params, row_sum(reports), bounded)
 
 
 def dispatch(scenario: Scenario | Params, price: Array, bounded: bool = False) -> tuple[Array, Array]:
@@ -179,7 +178,7 @@ def dispatch(scenario: Scenario | Params, price: Array, bounded: bool = False) -
 def trading_change(params: Params, net_import: Array) -> Array:
     """Linear part of the trading cost in the trade with node 0 ``(..., N)`` (3), (4), (5) [$]."""
     own = params.root_price * net_import
-    return own - params.root_books * namespace(own).sum(own, axis=-1, keepdims=True)
+    return own - params.root_books * row_sum(own)[..., None]
 
 
 def trading_cost(scenario: Scenario | Params, net_import: Array) -> Array:
@@ -207,15 +206,17 @@ def privacy_loss(scenario: Scenario | Params, shift: Array, variance: Array) -> 
     """
     del scenario  # the loss needs no parameters; the signature is that of the other rules
     xp = namespace(shift, variance)
-    return xp.where(shift == 0, 0.0, safe_divide(0.5 * shift * shift, variance, float("inf")))
+    silent = variance == 0
+    loss = 0.5 * shift * shift / xp.where(silent, 1.0, variance)
+    return xp.where(silent & (shift != 0), float("inf"), loss)
 
 
 def privacy_price(scenario: Scenario | Params, shift: Array, form: Literal["paper", "kkt"] = "paper") -> Array:
     """Price of privacy ``(..., N)``, the multiplier of (8e) at V = x²/(2A).
 
     ``"paper"``: B_n|x_n|/(2B²), Proposition 11. ``"kkt"``: B_n|x_n|/(2A_nB²), the multiplier of (8e) written as
-    |x_n| ≤ σ_n√(2A_n), which the paper's own first-order condition implies [$/MWh]. They agree at A = 1. The range printed
-    under the paper's Figure 1 (1.129e-3 to 2.827e-2) comes from neither.
+    |x_n| ≤ σ_n√(2A_n), which the paper's own first-order condition implies [$/MWh]. They agree at A = 1. The range
+    printed under the paper's Figure 1 (1.129e-3 to 2.827e-2) comes from neither.
 
     Raises:
         ValueError: unknown form.
@@ -250,8 +251,7 @@ def utility_gap(params: Params, load: Array, deviation: Array, extra_variance: A
 
 def _interior_cost(params: Params, y: Array, deviation: Array, variance: Array | float) -> Array:
     """Own cost (8a) at a report total of Σy + deviation with the given variance of the total ``(..., N)``."""
-    xp = namespace(y, deviation)
-    price = (xp.sum(y, axis=-1) + deviation + params.intercept) / params.total_slope
+    price = (row_sum(y) + deviation + params.intercept) / params.total_slope
     ratio = params.generation_price / params.generation_curvature
     return (
         0.5 * params.slope * (price * price + variance / params.total_slope**2)[..., None]
@@ -276,13 +276,12 @@ def expected_cost(
     bounds and the expectation over the noise is exact.
     """
     params = as_params(scenario)
-    xp = namespace(shift, variance)
     y = private(params, private_information)
     if settlement == "physical":
         from p2penv.communication import physical
 
         return physical.expected_cost(params, shift, variance, y)
-    return _interior_cost(params, y, xp.sum(shift, axis=-1), xp.sum(variance, axis=-1))
+    return _interior_cost(params, y, row_sum(shift), row_sum(variance))
 
 
 def realised_cost(
@@ -295,7 +294,7 @@ def realised_cost(
     """Cost ``(..., N)`` once the noise ε ``(..., N)`` [MWh] is drawn: reports are y + x + ε [$]."""
     params = as_params(scenario)
     y = private(params, private_information)
-    deviation = namespace(shift, noise).sum(shift + noise, axis=-1)
+    deviation = row_sum(shift + noise)
     if settlement == "physical":
         from p2penv.communication import physical
 

@@ -225,7 +225,9 @@ class Scenario:
         params = Params(*map(cast, self._params))
         wanted = np.dtype(str(dtype).rsplit(".", 1)[-1]) if not isinstance(dtype, type | np.dtype) else np.dtype(dtype)
         if str(params.max_shift.dtype).rsplit(".", 1)[-1] != wanted.name:
-            raise ValueError(f"{xp.__name__} gave {params.max_shift.dtype} for {wanted.name}: enable x64 or ask for float32")
+            raise ValueError(
+                f"{xp.__name__} gave {params.max_shift.dtype} for {wanted.name}: enable x64 or ask for float32"
+            )
         return params
 
     @cached_property

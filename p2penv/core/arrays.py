@@ -32,11 +32,23 @@ def clip(values: Array, low: Array, high: Array) -> Array:
     return xp.minimum(xp.maximum(values, low), high)
 
 
-def total(values: Array) -> Array:
+def row_sum(values: Array) -> Array:
     """Sum over the last axis."""
     if isinstance(values, np.ndarray):
         return np.add.reduce(values, axis=-1)  # np.sum without its detour
     return namespace(values).sum(values, axis=-1)
+
+
+def running_sum(values: Array) -> Array:
+    """Cumulative sum along the last axis."""
+    if isinstance(values, np.ndarray):
+        return np.add.accumulate(values, axis=-1)
+    return namespace(values).cumulative_sum(values, axis=-1)
+
+
+def gather(values: Array, index: Array) -> Array:
+    """Entries along the last axis by ``index``, an array of as many axes."""
+    return values[index] if values.ndim == 1 else namespace(values).take_along_axis(values, index, axis=-1)
 
 
 def safe_divide(numerator: Array, denominator: Array, default: float = 0.0) -> Array:

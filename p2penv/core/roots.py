@@ -9,9 +9,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import numpy as np
-
-from p2penv.core.arrays import Array, namespace, safe_divide
+from p2penv.core.arrays import Array, gather, namespace, running_sum, safe_divide
 
 # A slope below this many units of rounding of the steepest one is left by the prefix sums: the piece is flat.
 FLAT = 512
@@ -44,13 +42,13 @@ def ramp_vertices(points: Array, increments: Array, start: Array, slope: Array =
     """
     xp = namespace(points, increments)
     order = xp.argsort(points, axis=-1, stable=False)
-    points = xp.take_along_axis(points, order, axis=-1)
-    slopes = slope + xp.cumulative_sum(xp.take_along_axis(increments, order, axis=-1), axis=-1)
+    points = gather(points, order)
+    slopes = slope + running_sum(gather(increments, order))
     steepest = xp.max(xp.abs(slopes), axis=-1, keepdims=True)
     slopes = xp.where(xp.abs(slopes) <= FLAT * xp.finfo(slopes.dtype).eps * steepest, 0.0, slopes)
     first = (start + slope * points[..., 0])[..., None]
-    rises = xp.cumulative_sum(slopes[..., :-1] * (points[..., 1:] - points[..., :-1]), axis=-1)
-    values = xp.concat([first, first + rises], axis=-1)
+    rises = slopes[..., :-1] * (points[..., 1:] - points[..., :-1])
+    values = running_sum(xp.concat([first, rises], axis=-1))
     return points, values, slope + 0.0 * points[..., 0], slopes[..., -1], order
 
 
@@ -67,14 +65,14 @@ def invert(points: Array, values: Array, left: Array, right: Array) -> Inverse:
         right: ``(...)`` slope after the last vertex, ≥ 0.
     """
     xp = namespace(points, values)
-    inner = safe_divide(points[..., 1:] - points[..., :-1], values[..., 1:] - values[..., :-1])
     one = xp.ones_like(points[..., :1])
-    rate = xp.concat([safe_divide(one, left[..., None] * one), inner, safe_divide(one, right[..., None] * one)], axis=-1)
+    runs = xp.concat([one, points[..., 1:] - points[..., :-1], one], axis=-1)
+    rises = xp.concat([left[..., None], values[..., 1:] - values[..., :-1], right[..., None]], axis=-1)
     return Inverse(
         knots=values,
         point=xp.concat([points[..., :1], points], axis=-1),
         value=xp.concat([values[..., :1], values], axis=-1),
-        rate=rate,
+        rate=safe_divide(runs, rises),
     )
 
 
@@ -90,7 +88,7 @@ def piece(table: Inverse, target: Array) -> Array:
 
 
 def evaluate(table: Inverse, target: Array) -> Array:
-    """Lowest argument ``(...)`` at which the polyline reaches ``target (...)``, clamped to the ends if it never does."""
+    """Lowest argument ``(...)`` at which the polyline reaches ``target (...)``; an end if it never does."""
     xp = namespace(table.knots, target)
     index = piece(table, target)
     if table.knots.ndim == 1:
@@ -106,6 +104,7 @@ def evaluate(table: Inverse, target: Array) -> Array:
 def piecewise_root(points: Array, increments: Array, start: Array, target: Array, slope: Array = 0.0) -> Array:
     """Lowest ``t`` with ``start + slope·t + Σ_k increments_k max(0, t − points_k) = target``; see the parts for shapes.
 
+    >>> import numpy as np
     >>> piecewise_root(np.array([0.0, 1.0]), np.array([2.0, -2.0]), 0.0, np.array([0.5, 1.0, 9.0]))
     array([0.25, 0.5 , 1.  ])
     """

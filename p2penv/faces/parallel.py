@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -118,13 +119,10 @@ class MarketParallelEnv(ParallelEnv[str, Observation, NDArray[Any]]):
     def _infos(self) -> dict[str, dict[str, float]]:
         if not self._info:
             return {agent: {} for agent in self.agents}
-        market = {key: self._info[key].item() for key in self._market_keys}
+        market = [repeat(self._info[key].item()) for key in self._market_keys]
         columns = [self._info[key][0].tolist() for key in self._agent_keys]
-        keys = self._agent_keys
-        return {
-            agent: {**market, **dict(zip(keys, values, strict=True))}
-            for agent, values in zip(self.agents, zip(*columns, strict=True), strict=True)
-        }
+        keys, rows = (*self._market_keys, *self._agent_keys), zip(*market, *columns, strict=False)
+        return {agent: dict(zip(keys, row, strict=True)) for agent, row in zip(self.agents, rows, strict=False)}
 
     def state(self) -> Observation:
         """All observations, flattened ``(N·F,)``."""

@@ -81,7 +81,10 @@ class MarketVecEnv(VecEnv):
 
     def step_async(self, actions: Floats) -> None:
         """Take actions ``(E·N, A)`` in [−1, 1]."""
-        self._actions = self.runner.check(np.asarray(actions).reshape(self.runner.shape))
+        array, shape = np.asarray(actions), (self.num_envs, self.runner.actions)
+        if array.shape != shape:
+            raise ValueError(f"actions must have shape {shape}, got {array.shape}")
+        self._actions = self.runner.check(array.reshape(self.runner.shape))
 
     def step_wait(self) -> tuple[NDArray[np.float32], Floats, NDArray[np.bool_], list[dict[str, Any]]]:
         """Play them."""

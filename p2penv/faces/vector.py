@@ -45,7 +45,8 @@ class MarketVectorEnv(VectorEnv[Floats, Floats, Floats]):
         self.single_action_space = spaces.Box(-1.0, 1.0, self.runner.shape[1:], np.float32)
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
-        self._current, self._final = (None, None) if copy else (self.runner.buffer(), self.runner.buffer())
+        self._current = None if copy else self.runner.buffer()
+        self._final = None if copy else self.runner.buffer()
 
     def reset(
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
