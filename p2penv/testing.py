@@ -87,7 +87,7 @@ def check_batch(env: MarketEnv, num_envs: int = 3, episodes: int = 2, seed: int 
     face, stream, rng = MarketVectorEnv(env, num_envs), NumpyStream(seed), np.random.default_rng(seed)
     fresh = lambda: env.initial(env.params, stream.draw(env.initial_noise, num_envs), num_envs)  # noqa: E731
     state = fresh()
-    returned = [face.reset(seed=seed)]
+    returned: list[Any] = [face.reset(seed=seed)]
     copies = copy.deepcopy(returned)
     _equal(returned[0][0], observations(env, env.params, state), "reset: observations")
     for time in range(1, episodes * env.horizon + 1):
@@ -204,7 +204,9 @@ def _check_declarations(env: MarketEnv) -> None:
     agents = sum(role.count for role in env.roles)
     names = [role.name for role in env.roles]
     _require(len(set(names)) == len(names), f"roles share a name: {names}")
-    _require(all(role.count > 0 and role.actions > 0 for role in env.roles), f"a role without agents or actions: {env.roles}")
+    _require(
+        all(role.count > 0 and role.actions > 0 for role in env.roles), f"a role without agents or actions: {env.roles}"
+    )
     _require(env.horizon >= 1, f"horizon is {env.horizon}, must be at least 1")
     most = max(role.actions for role in env.roles)
     _require(len(env.action_names) == most, f"{len(env.action_names)} action_names for {most} actions")
@@ -277,7 +279,9 @@ def _play(env: ParallelEnv[Any, Any, Any], episodes: int, seed: int, max_steps: 
                 reward, flags = rewards[agent], (terminated[agent], truncated[agent])
                 finite = type(reward) is float and np.isfinite(reward)
                 _require(finite, f"reward of {agent} must be a finite Python float, is {reward!r}")
-                _require(all(type(flag) is bool for flag in flags), f"terminated, truncated of {agent} are no bools: {flags}")
+                _require(
+                    all(type(flag) is bool for flag in flags), f"terminated, truncated of {agent} are no bools: {flags}"
+                )
                 _require(not all(flags), f"{agent} is both terminated and truncated")
                 _require(agent in env.agents or any(flags), f"{agent} left without being terminated or truncated")
                 changed = keys.setdefault(agent, infos[agent].keys()) ^ infos[agent].keys()

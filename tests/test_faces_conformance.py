@@ -324,5 +324,3 @@ def test_parallel_faults_are_found(fault, message):
 def test_endless_episodes_are_found():
     with pytest.raises(AssertionError, match="has not ended after 2 steps"):
         testing.check_parallel(lambda: parallel_env(horizon=3), max_steps=2)
-
-

@@ -41,7 +41,9 @@ def draws(market, steps, seed=7, envs=1):
 
 
 def by_agent(face, joint):
-    return {agent: row[: face.action_space(agent).shape[0]] for agent, row in zip(face.possible_agents, joint, strict=True)}
+    return {
+        agent: row[: face.action_space(agent).shape[0]] for agent, row in zip(face.possible_agents, joint, strict=True)
+    }
 
 
 def parallel_run(face, actions, seed):

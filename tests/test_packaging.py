@@ -114,7 +114,11 @@ def test_the_wheel_holds_the_package_alone(tmp_path):
 def test_data_and_typing_marker_are_found():
     assert resources.files("p2penv").joinpath("py.typed").is_file()
     folder = resources.files("p2penv") / "data" / "communication"
-    assert sorted(path.name for path in folder.iterdir()) == ["ieee14-bound.toml", "ieee14-interior.toml", "ieee14.toml"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "ieee14-bound.toml",
+        "ieee14-interior.toml",
+        "ieee14.toml",
+    ]
 
 
 def test_versions_agree():

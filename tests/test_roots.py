@@ -72,6 +72,14 @@ def test_batch_equals_loop(rows, slope):
     np.testing.assert_allclose(batched, looped, rtol=0, atol=1e-12)
 
 
+def test_batches_too_give_the_lowest_argument_of_a_flat_piece():
+    # Rises on [0, 1] and [2, 3], flat at 1 between; the second row is the first, two further right.
+    points = np.array([[0.0, 1.0, 2.0, 3.0], [2.0, 3.0, 4.0, 5.0]])
+    increments = np.array([1.0, -1.0, 1.0, -1.0]) * np.ones((2, 1))
+    roots = piecewise_root(points, increments, np.zeros(2), np.array([1.0, 1.0]))
+    np.testing.assert_array_equal(roots, [1.0, 3.0])
+
+
 def test_one_table_serves_targets_of_any_shape():
     points, values, left, right, order = ramp_vertices(np.array([2.0, 0.0]), np.array([-3.0, 3.0]), np.array(1.0))
     np.testing.assert_array_equal(order, [1, 0])

@@ -36,8 +36,9 @@ NAN, INF = float("nan"), float("inf")
     [
         ({"discomfort": [1.0, NAN]}, "discomfort[1] must be finite and > 0, got nan (agent 1)"),
         ({"discomfort": [0.0, 1.0]}, "discomfort[0] must be finite and > 0, got 0.0 (agent 0)"),
-        ({"discomfort": [1.0]}, "at least 2 agents, got N = 1"),
-        ({"discomfort": 1.0}, "at least 2 agents, got N = 1"),
+        ({"discomfort": [1.0]}, "discomfort must be a scalar or of shape (2,), got shape (1,)"),
+        ({"discomfort": [1.0], "renewable_generation": [8.0]}, "at least 2 agents, got N = 1"),
+        ({"discomfort": 1.0, "renewable_generation": 8.0}, "at least 2 agents, got N = 1"),
         ({"generation_curvature": [1.0, 0.0]}, "generation_curvature[1] must be finite and > 0, got 0.0 (agent 1)"),
         ({"usage_benefit": [0.0, INF]}, "usage_benefit[1] must be finite, got inf (agent 1)"),
         ({"generation_price": [1.0, 2.0, 3.0]}, "generation_price must be a scalar or of shape (2,), got shape (3,)"),

@@ -1,4 +1,4 @@
-"""A small market unlike the shipped ones: two roles of different sizes, episodes of different lengths, uniform noise."""
+"""A small market unlike the shipped ones: unequal roles, episodes of different lengths, uniform noise."""
 
 from typing import NamedTuple
 
@@ -52,7 +52,9 @@ class Toy:
         left = state.left - 1
         ended = left <= 0
         info = {"total": level.sum(-1), "own": level}
-        return Step(State(level, left), params.scale * level, ended & (self.horizon == 1), ended & (self.horizon > 1), info)
+        return Step(
+            State(level, left), params.scale * level, ended & (self.horizon == 1), ended & (self.horizon > 1), info
+        )
 
     def observe(self, params, state):
         xp = namespace(state.level)

@@ -88,10 +88,7 @@ class Scenario:
     name: str = "custom"
 
     def __post_init__(self) -> None:
-        size = np.size(self.discomfort)
-        if size < 2:
-            raise ValueError(f"a communication game needs at least 2 agents, got N = {size}")
-        for field, low, open_low in (
+        vectors = (
             ("discomfort", 0.0, True),
             ("usage_benefit", -np.inf, False),
             ("generation_curvature", 0.0, True),
@@ -106,7 +103,13 @@ class Scenario:
             ("max_shift", 0.0, False),
             ("privacy_budget", 0.0, True),
             ("root_price", -np.inf, False),
-        ):
+        )
+        # Any of them may be a scalar, in an override for one; the length most of them have is N.
+        sizes = [np.size(getattr(self, field)) for field, _, _ in vectors if np.ndim(getattr(self, field))]
+        size = max(sizes, key=lambda length: (sizes.count(length), length), default=1)
+        if size < 2:
+            raise ValueError(f"a communication game needs at least 2 agents, got N = {size}")
+        for field, low, open_low in vectors:
             self._set(field, validation.vector(field, getattr(self, field), size, low, open_low=open_low))
         validation.ordered("demand_min", self.demand_min, "demand_max", self.demand_max)
         validation.ordered("generation_min", self.generation_min, "generation_max", self.generation_max)
