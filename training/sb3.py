@@ -28,8 +28,8 @@ class Decay:
         self.start = start
 
     def __call__(self, remaining: float) -> float:
-        """Rate at the share of the run that remains."""
-        return self.start * remaining
+        """Rate at the share of the run that remains; the last rollout may overshoot the end."""
+        return self.start * max(remaining, 0.0)
 
 
 class Relay:

@@ -74,10 +74,11 @@ def _jumps(aim: Array, reach: Array, slope: float) -> Inverse:
 
 def _table(aim: Array, rate: Array | None, reach: Array, slope: float) -> Inverse:
     """Inverse of slope·t + Σ_n x_n(t) with x_n as in :func:`_answers`, or :func:`_jumps` where rate is None."""
-    reach = reach + 0.0 * aim  # one table for each row of aims
+    if aim.ndim > 1:  # one table for each row of aims
+        reach, rate = reach + 0.0 * aim, None if rate is None else rate + 0.0 * aim
     if rate is None:
         return _jumps(aim, reach, slope)
-    points, changes = _answers(aim, rate + 0.0 * aim, reach)
+    points, changes = _answers(aim, rate, reach)
     points, values, left, right, _ = ramp_vertices(points, changes, -row_sum(reach), slope)
     return invert(points, values, left, right)
 
@@ -163,12 +164,10 @@ def variational_equilibrium(
     """
     params = as_params(scenario)
     xp = namespace(params.slope)
-    if weights is None:
-        weights = xp.ones_like(params.slope)
-    elif not bool(xp.all(weights > 0)):
+    if weights is not None and not bool(xp.all(weights > 0)):
         raise ValueError(f"weights must all be > 0, got {weights}")
     y = private(params, private_information)
-    steer = weights * params.total_slope**2 / params.slope
+    steer = params.total_slope**2 / params.slope if weights is None else weights * params.total_slope**2 / params.slope
     return _profile(params, y, *_solve(params, y, params.target, steer, infeasible, floor))
 
 

@@ -44,8 +44,9 @@ def ramp_vertices(points: Array, increments: Array, start: Array, slope: Array =
     order = xp.argsort(points, axis=-1, stable=False)
     points = gather(points, order)
     slopes = slope + running_sum(gather(increments, order))
-    steepest = xp.max(xp.abs(slopes), axis=-1, keepdims=True)
-    slopes = xp.where(xp.abs(slopes) <= FLAT * xp.finfo(slopes.dtype).eps * steepest, 0.0, slopes)
+    steepness = xp.abs(slopes)
+    noise = FLAT * xp.finfo(slopes.dtype).eps * xp.max(steepness, axis=-1, keepdims=True)
+    slopes = xp.where(steepness <= noise, 0.0, slopes)
     first = (start + slope * points[..., 0])[..., None]
     rises = slopes[..., :-1] * (points[..., 1:] - points[..., :-1])
     values = running_sum(xp.concat([first, rises], axis=-1))
