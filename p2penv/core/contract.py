@@ -90,7 +90,7 @@ class MarketEnv(Protocol):
         """
 
     def render(self, state: Any, info: Mapping[str, Array]) -> Any:
-        """Matplotlib figure of the market in environment 0."""
+        """Matplotlib figure of environment 0: the state actions answered, and the infos of that step."""
 
 
 class Stream(Protocol):

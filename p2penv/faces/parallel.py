@@ -136,8 +136,8 @@ class MarketParallelEnv(ParallelEnv[str, Observation, NDArray[Any]]):
             return None
         from p2penv.faces import window
 
-        info = self._info or self.functional.initial_info(self.runner.params, self.runner.state)
-        figure = self.functional.render(self.runner.state, info)
+        info = self._info or self.functional.initial_info(self.runner.params, self.runner.played)
+        figure = self.functional.render(self.runner.played, info)
         if self.render_mode == "rgb_array":
             return window.pixels(figure)
         self._window = window.show(figure, self._window)

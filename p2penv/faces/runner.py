@@ -51,12 +51,13 @@ class Runner:
         self._template[..., : self.constant] = env.context
         self.stream = NumpyStream(None, self.dtype)
         self.state: Any = None
+        self.played: Any = None  # the state the last actions answered, what a picture of them shows
 
     def reset(self, seed: int | None = None) -> dict[str, Floats]:
         """Start fresh episodes in all environments; a seed restarts the random stream. Returns the infos."""
         if seed is not None:
             self.stream = NumpyStream(seed, self.dtype)
-        self.state = self.fresh()
+        self.state = self.played = self.fresh()
         return self.env.initial_info(self.params, self.state)
 
     def fresh(self) -> Any:
@@ -86,7 +87,7 @@ class Runner:
             raise RuntimeError("call reset before step")
         noise = self.stream.draw(self.env.noise, self.num_envs) if self.env.noise else {}
         step = self.env.step(self.params, self.state, actions, noise)
-        self.state = step.state
+        self.played, self.state = self.state, step.state
         return step
 
     def observations(self, state: Any, out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:

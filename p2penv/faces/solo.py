@@ -137,8 +137,8 @@ class MarketSoloEnv(gymnasium.Env[Floats, Floats]):
             return None
         from p2penv.faces import window
 
-        info = self._info or self.functional.initial_info(runner.params, runner.state)
-        figure = self.functional.render(runner.state, info)
+        info = self._info or self.functional.initial_info(runner.params, runner.played)
+        figure = self.functional.render(runner.played, info)
         if self.render_mode == "rgb_array":
             return window.pixels(figure)
         self._window = window.show(figure, self._window)
