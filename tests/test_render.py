@@ -11,6 +11,7 @@ from matplotlib import colormaps
 from matplotlib.collections import PathCollection
 
 import p2penv
+from p2penv import communication_v0
 from p2penv.communication import Scenario, equilibrium, load_scenario, rules
 from p2penv.communication.render import COLOURS, draw, network_figure
 from p2penv.core.random import NumpyStream
@@ -97,8 +98,24 @@ def test_every_mode_is_drawn(options):
 def test_truthful_price_belongs_to_the_step_that_was_played():
     env, state, step = played(horizon=3)
     expected = float(rules.clearing_price(env.scenario, state.private_information)[0])
-    assert f"truthful {expected:.3f}" in draw(env, step.state, step.info).texts[0].get_text()
     assert f"truthful {expected:.3f}" in draw(env, state, step.info).texts[0].get_text()
+
+
+def test_faces_draw_the_step_that_was_played():
+    env = communication_v0.parallel_env(horizon=3, render_mode="rgb_array")
+    env.reset(seed=0)
+    state = env.runner.state
+    env.step({agent: np.full(2, 0.5, np.float32) for agent in env.agents})
+    shown = pixels(
+        draw(
+            env.functional,
+            state,
+            env.functional.step(
+                env.runner.params, state, np.full((1, 13, 2), 0.5), {"renewable": np.zeros((1, 13))}
+            ).info,
+        )
+    )
+    np.testing.assert_array_equal(env.render(), shown)
 
 
 def test_violation_is_named():

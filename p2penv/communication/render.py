@@ -41,8 +41,8 @@ def draw(env: Communication, state: State, info: Mapping[str, Any]) -> Figure:
     """Picture of environment 0 of a batch.
 
     Left the network, nodes coloured by privacy price and sized by the magnitude of the report; right the
-    reports against the truth, and below them the shifts with ±1 standard deviation of the noise. In a
-    repeated game give the state before the step to see its reports; after it the truth has already moved on.
+    reports against the truth, and below them the shifts with ±1 standard deviation of the noise. Give
+    the state before the step whose infos these are: after it the truth has moved on.
 
     Args:
         env: the environment; its scenario gives network and bounds.
@@ -156,10 +156,8 @@ def _first(values: Any) -> Floats:
 def _headline(env: Communication, state: State, info: Mapping[str, Any]) -> str:
     params = env.scenario.params()
     price, imbalance = (float(_first(info.get(key, getattr(state, key)))) for key in ("price", "imbalance"))
-    # The interior price gives the truthful one of the step played even after y has moved on.
-    truthful = price + imbalance / float(params.total_slope)
-    if env.settlement == "physical":
-        truthful = float(rules.price_at(params, _first(state.private_information).sum(), True))
+    truth = _first(state.private_information).sum()
+    truthful = float(rules.price_at(params, truth, env.settlement == "physical"))
     parts = [f"Price {price:.3f} $/MWh (truthful {truthful:.3f})", f"imbalance {imbalance:+.2f} MWh"]
     if "slack" in info:
         slack = float(_first(info["slack"]))
