@@ -182,10 +182,12 @@ class Communication:
         moving = SPREAD * self.renewable_sd if self.horizon > 1 else 0.0
         noise = float(np.sqrt(np.sum(p.max_shift**2 / (2.0 * p.privacy_budget)))) if self.reward == "realised" else 0.0
         self._load_scale = _inverse(moving)
-        reach = float(p.max_shift.sum()) + 3.0 * noise
+        reach = (float(p.max_shift.sum()) + 3.0 * noise) * (1.0 + 1e-5)  # room for float32's rounding
         self._imbalance_scale = _inverse(reach)
         swing = reach + moving * float(np.sqrt(size))
         self._price_scale = float(p.total_slope) * _inverse(swing)
+        # One-shot interior play moves both by at most the sum of all shifts, which is their scale.
+        self._in_range = self.horizon == 1 and self.reward == "expected" and self.settlement == "analytic"
         self._base_price = float(rules.price_at(p, p.base_load, self.settlement == "physical"))
 
     def initial(self, params: Params, noise: Noise, num_envs: int) -> State:
@@ -284,8 +286,11 @@ class Communication:
 
     def observe(self, params: Params, state: State) -> tuple[Array, ...]:
         """Own y against its base, last price against the base one, last imbalance; all in [−1, 1]."""
-        price = clip((state.price - self._base_price) * self._price_scale, -1.0, 1.0)[:, None]
-        imbalance = clip(state.imbalance * self._imbalance_scale, -1.0, 1.0)[:, None]
+        price = ((state.price - self._base_price) * self._price_scale)[:, None]
+        imbalance = (state.imbalance * self._imbalance_scale)[:, None]
+        if self._in_range:
+            return 0.0 * price, price, imbalance
+        price, imbalance = clip(price, -1.0, 1.0), clip(imbalance, -1.0, 1.0)
         if not self._load_scale:  # y stays at its base
             return 0.0 * price, price, imbalance
         change = (state.private_information - rules.private(params, None)) * self._load_scale

@@ -67,9 +67,9 @@ def expected_moments(params: Params, mean: Array, variance: Array) -> Moments:
 
     mass, price, price_square = below(mass), below(price), below(price_square)
     points, rates = clip_points(params)
-    rate, lower = rates[: 2 * size], points[: 2 * size]
-    bounds = xp.concat([params.generation_min, params.nominal_demand - params.demand_max])
-    tops = xp.concat([params.generation_max, params.nominal_demand - params.demand_min])
+    rate, lower = rates[..., : 2 * size], points[..., : 2 * size]
+    bounds = xp.concat([params.generation_min, params.nominal_demand - params.demand_max], axis=-1)
+    tops = xp.concat([params.generation_max, params.nominal_demand - params.demand_min], axis=-1)
     offset = bounds - rate * lower
     inside = mass[..., 1, :] - mass[..., 0, :]
     price = price[..., 1, :] - price[..., 0, :]

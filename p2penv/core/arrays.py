@@ -6,6 +6,7 @@ the compatibility wrapper nearly doubles the time of a small step.
 
 from __future__ import annotations
 
+from functools import cache
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -32,9 +33,16 @@ def clip(values: Array, low: Array, high: Array) -> Array:
     return xp.minimum(xp.maximum(values, low), high)
 
 
+@cache
+def _ones(size: int, dtype: np.dtype[Any]) -> np.ndarray:
+    return np.ones(size, dtype)
+
+
 def row_sum(values: Array) -> Array:
     """Sum over the last axis."""
     if isinstance(values, np.ndarray):
+        if values.ndim == 2 and len(values) == 1:  # one environment: a third of the time of a reduction
+            return values.dot(_ones(values.shape[1], values.dtype))
         return np.add.reduce(values, axis=-1)  # np.sum without its detour
     return namespace(values).sum(values, axis=-1)
 

@@ -84,8 +84,8 @@ def actions(
         raise TypeError(f"actions must be real numbers, got an array of {values.dtype}")
     if values.shape != shape:
         raise ValueError(f"actions must have shape {shape}, got {values.shape}")
-    # One pass that NaN fails too; details are worked out only for the message.
-    if not (np.abs(values).max(initial=0.0) <= 1.0):
+    # Counting is the cheapest test, and NaN fails it; details are worked out only for the message.
+    if np.count_nonzero(np.abs(values) <= 1.0) != values.size:
         index = tuple(int(i) for i in np.argwhere(~(np.abs(values) <= 1.0))[0])
         entry = names[index[-1]] if names else str(index[-1])
         where = f" in environment {index[0]}" if len(index) > 2 and len(values) > 1 else ""

@@ -122,7 +122,7 @@ class MarketParallelEnv(ParallelEnv[str, Observation, NDArray[Any]]):
         market = [repeat(self._info[key].item()) for key in self._market_keys]
         columns = [self._info[key][0].tolist() for key in self._agent_keys]
         keys, rows = (*self._market_keys, *self._agent_keys), zip(*market, *columns, strict=False)
-        return {agent: dict(zip(keys, row, strict=True)) for agent, row in zip(self.agents, rows, strict=False)}
+        return dict(zip(self.agents, map(dict, map(zip, repeat(keys), rows)), strict=False))  # no Python frame a row
 
     def state(self) -> Observation:
         """All observations, flattened ``(N·F,)``."""

@@ -34,6 +34,7 @@ class Runner:
         self.dtype = np.dtype(validation.choice("dtype", str(np.dtype(dtype)), ("float64", "float32")))
         self.clips = validation.choice("out_of_range", out_of_range, ("raise", "clip")) == "clip"
         self.params = env.params if self.dtype == np.float64 else env.scenario.params(np, np.float32)
+        self._step_params = _aligned(self.params, sum(role.count for role in env.roles), self.num_envs)
         self.agents = [f"{role.name}_{n}" for role in env.roles for n in range(role.count)]
         self.actions = max(role.actions for role in env.roles)
         self.constant = env.context.shape[1]
@@ -86,17 +87,28 @@ class Runner:
         if self.state is None:
             raise RuntimeError("call reset before step")
         noise = self.stream.draw(self.env.noise, self.num_envs) if self.env.noise else {}
-        step = self.env.step(self.params, self.state, actions, noise)
+        step = self.env.step(self._step_params, self.state, actions, noise)
         self.played, self.state = self.state, step.state
         return step
 
     def observations(self, state: Any, out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
         """Observations ``(E, N, F)`` of a state: a fresh array, or ``out``, whose constant features are kept."""
         observations = self._template.copy() if out is None else out
-        for index, feature in enumerate(self.env.observe(self.params, state), self.constant):
+        for index, feature in enumerate(self.env.observe(self._step_params, state), self.constant):
             observations[..., index] = feature
         return observations
 
     def buffer(self) -> NDArray[np.float32]:
         """An ``out`` for :meth:`observations`, with the environments side by side in memory."""
         return np.asfortranarray(self._template)
+
+
+def _aligned(params: Any, agents: int, num_envs: int) -> Any:
+    """Parameters in the shapes of a step: NumPy takes thrice as long where it has to broadcast one row of agents."""
+
+    def leaf(array: Any) -> Any:
+        if isinstance(array, np.generic):
+            return np.asarray(array)
+        return array[None] if num_envs == 1 and isinstance(array, np.ndarray) and array.shape == (agents,) else array
+
+    return type(params)(*map(leaf, params))
