@@ -182,12 +182,10 @@ class Communication:
         moving = SPREAD * self.renewable_sd if self.horizon > 1 else 0.0
         noise = float(np.sqrt(np.sum(p.max_shift**2 / (2.0 * p.privacy_budget)))) if self.reward == "realised" else 0.0
         self._load_scale = _inverse(moving)
-        reach = (float(p.max_shift.sum()) + 3.0 * noise) * (1.0 + 1e-5)  # room for float32's rounding
+        reach = (float(p.max_shift.sum()) + 3.0 * noise)
         self._imbalance_scale = _inverse(reach)
         swing = reach + moving * float(np.sqrt(size))
         self._price_scale = float(p.total_slope) * _inverse(swing)
-        # One-shot interior play moves both by at most the sum of all shifts, which is their scale.
-        self._in_range = self.horizon == 1 and self.reward == "expected" and self.settlement == "analytic"
         self._base_price = float(rules.price_at(p, p.base_load, self.settlement == "physical"))
 
     def initial(self, params: Params, noise: Noise, num_envs: int) -> State:
@@ -272,25 +270,25 @@ class Communication:
         """Reward ``(E, N)``, price and imbalance ``(E,)``; ``variance`` for an expectation, None for a draw."""
         reported = load + deviation
         if self.settlement == "analytic":
-            extra = 0.0 if variance is None else row_sum(variance - params.variance_floor)
+            # Truthful play pays for the floor's noise in expectation; a draw has its own noise in the deviation.
+            extra = row_sum((0.0 if variance is None else variance) - params.variance_floor)
             gap = rules.utility_gap(params, load, deviation, extra)
             return gap, rules.price_at(params, reported, False), -deviation
         if variance is None:
             moments = physical.realised_moments(params, reported)
-            truthful = physical.realised_moments(params, load)
         else:
             moments = physical.expected_moments(params, reported, row_sum(variance))
+        if self.scenario.privacy == "floor":
             truthful = physical.expected_moments(params, load, 0.0 * load + row_sum(params.variance_floor))
+        else:
+            truthful = physical.realised_moments(params, load)
         imbalance = load - row_sum(moments.generation + moments.cut)
         return physical.utility_gap(params, moments, truthful), rules.price_at(params, reported, True), imbalance
 
     def observe(self, params: Params, state: State) -> tuple[Array, ...]:
         """Own y against its base, last price against the base one, last imbalance; all in [−1, 1]."""
-        price = ((state.price - self._base_price) * self._price_scale)[:, None]
-        imbalance = (state.imbalance * self._imbalance_scale)[:, None]
-        if self._in_range:
-            return 0.0 * price, price, imbalance
-        price, imbalance = clip(price, -1.0, 1.0), clip(imbalance, -1.0, 1.0)
+        price = clip((state.price - self._base_price) * self._price_scale, -1.0, 1.0)[:, None]
+        imbalance = clip(state.imbalance * self._imbalance_scale, -1.0, 1.0)[:, None]
         if not self._load_scale:  # y stays at its base
             return 0.0 * price, price, imbalance
         change = (state.private_information - rules.private(params, None)) * self._load_scale

@@ -53,7 +53,9 @@ class Params(NamedTuple):
     # Derived.
     slope: Any = None  # B_n = 1/a_n + 1/(2ã_n)
     total_slope: Any = None  # B
+    offset: Any = None  # b_n/a_n
     intercept: Any = None  # β = Σ b_n/a_n
+    standing_cost: Any = None  # d_n − b̃_n − b_n²/(2a_n)
     trading_slope: Any = None  # k_n: the trading cost falls by k_n/B per MWh of the report total
     incentive: Any = None  # ℓ_n = k_n/B + p0/N
     weight: Any = None  # B_n/(2B²)
@@ -111,7 +113,8 @@ def derive(params: Params) -> Params:
     size = params.discomfort.shape[-1]
     slope = 1.0 / params.generation_curvature + 0.5 / params.discomfort
     total = row_sum(slope)
-    intercept = row_sum(params.generation_price / params.generation_curvature)
+    offset = params.generation_price / params.generation_curvature
+    intercept = row_sum(offset)
     own = params.root_price * slope
     trading_slope = own - params.root_books * row_sum(own)
     incentive = trading_slope / total + params.wholesale_price / size
@@ -122,7 +125,9 @@ def derive(params: Params) -> Params:
     return params._replace(
         slope=slope,
         total_slope=total,
+        offset=offset,
         intercept=intercept,
+        standing_cost=params.fixed_cost - params.usage_benefit - 0.5 * params.generation_price * offset,
         trading_slope=trading_slope,
         incentive=incentive,
         weight=0.5 * slope / (total * total),
@@ -256,13 +261,10 @@ def utility_gap(params: Params, load: Array, deviation: Array, extra_variance: A
 def _interior_cost(params: Params, y: Array, deviation: Array, variance: Array | float) -> Array:
     """Own cost (8a) at a report total of Σy + deviation with the given variance of the total ``(..., N)``."""
     price = (row_sum(y) + deviation + params.intercept) / params.total_slope
-    ratio = params.generation_price / params.generation_curvature
     return (
         0.5 * params.slope * (price * price + variance / params.total_slope**2)[..., None]
-        - 0.5 * params.generation_price * ratio
-        + params.fixed_cost
-        - params.usage_benefit
-        + trading_cost(params, y + ratio - params.slope * price[..., None])
+        + params.standing_cost
+        + trading_cost(params, y + params.offset - params.slope * price[..., None])
         - (params.wholesale_price / y.shape[-1]) * deviation[..., None]
     )
 

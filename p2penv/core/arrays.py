@@ -47,6 +47,13 @@ def row_sum(values: Array) -> Array:
     return namespace(values).sum(values, axis=-1)
 
 
+def row_max(values: Array) -> Array:
+    """Largest entry along the last axis."""
+    if isinstance(values, np.ndarray):
+        return np.maximum.reduce(values, axis=-1)  # np.max without its detour
+    return namespace(values).max(values, axis=-1)
+
+
 def running_sum(values: Array) -> Array:
     """Cumulative sum along the last axis."""
     if isinstance(values, np.ndarray):
@@ -62,6 +69,8 @@ def gather(values: Array, index: Array) -> Array:
 def safe_divide(numerator: Array, denominator: Array, default: float = 0.0) -> Array:
     """Elementwise quotient, ``default`` where the denominator is zero (safe under automatic differentiation)."""
     xp = namespace(numerator, denominator)
+    if xp is np and np.count_nonzero(denominator) == np.size(denominator):
+        return numerator / denominator
     zero = denominator == 0
     return xp.where(zero, default, numerator / xp.where(zero, 1.0, denominator))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from p2penv.core.arrays import Array, gather, namespace, running_sum, safe_divide
+from p2penv.core.arrays import Array, gather, namespace, row_max, running_sum, safe_divide
 
 # A slope below this many units of rounding of the steepest one is left by the prefix sums: the piece is flat.
 FLAT = 512
@@ -45,7 +45,7 @@ def ramp_vertices(points: Array, increments: Array, start: Array, slope: Array =
     points = gather(points, order)
     slopes = slope + running_sum(gather(increments, order))
     steepness = xp.abs(slopes)
-    noise = FLAT * xp.finfo(slopes.dtype).eps * xp.max(steepness, axis=-1, keepdims=True)
+    noise = FLAT * xp.finfo(slopes.dtype).eps * row_max(steepness)[..., None]
     slopes = xp.where(steepness <= noise, 0.0, slopes)
     first = (start + slope * points[..., 0])[..., None]
     rises = slopes[..., :-1] * (points[..., 1:] - points[..., :-1])
