@@ -81,11 +81,14 @@ def make_solo_vector(
     agent: str,
     *,
     others: str | Policy = "ve",
+    render_mode: None = None,
     dtype: str = "float64",
     out_of_range: str = "raise",
     **options: Any,
 ) -> MarketSoloVectorEnv:
-    """E copies of the solo environment, stepped together."""
+    """E copies of the solo environment, stepped together; they are not drawn."""
+    if render_mode is not None:
+        raise ValueError(f"render_mode must be None for vectorised environments, got {render_mode!r}")
     from p2penv.faces.solo import MarketSoloVectorEnv
 
     return MarketSoloVectorEnv(make_functional(market, **options), num_envs, agent, others, dtype, out_of_range)

@@ -375,7 +375,7 @@ def test_bad_options_name_option_value_and_range(options, message):
 
 
 def test_unknown_names_are_refused():
-    with pytest.raises(TypeError, match=r"unknown scenario field 'horizons'; allowed: .*wholesale_price"):
+    with pytest.raises(TypeError, match=r"unknown option 'horizons'; options: .*horizon.*; scenario fields: .*wholesale_price"):
         make_parallel(NAME, horizons=3)
     with pytest.raises(ValueError, match="market must be one of communication_v0; got 'communication'"):
         make_parallel("communication")
@@ -447,10 +447,11 @@ def test_physical_steps_balance_energy_and_money(scenario, bookkeeping):
     assert bound > 0  # the bounds did bind somewhere
 
 
+@pytest.mark.parametrize("privacy", ["budget", "floor"])
 @pytest.mark.parametrize("settlement", ["analytic", "physical"])
-def test_expected_reward_is_the_mean_of_realised_ones(settlement):
-    market = make_functional(NAME, settlement=settlement, reward="realised", privacy_budget=0.2)
-    exact = make_functional(NAME, settlement=settlement, privacy_budget=0.2)
+def test_expected_reward_is_the_mean_of_realised_ones(settlement, privacy):
+    market = make_functional(NAME, settlement=settlement, reward="realised", privacy_budget=0.2, privacy=privacy)
+    exact = make_functional(NAME, settlement=settlement, privacy_budget=0.2, privacy=privacy)
     action = np.random.default_rng(3).uniform(-1, 1, (1, 13, 2))
     state = market.initial(market.params, {}, 1)
     wanted = exact.step(exact.params, state, action, {}).reward[0]
@@ -575,7 +576,7 @@ def test_any_scenario_and_action_gives_a_valid_step_or_one_error(size, seed, ove
     except ValueError as error:
         message = str(error)
     if market is None:
-        assert any(field in message for field in (*overrides, "empty feasible set"))
+        assert any(field in message for field in (*overrides, "empty feasible set", "empty joint feasible set"))
         return
     actions = np.resize(entries, (2, size, 2))
     face = MarketVectorEnv(market, 2, dtype="float32" if single else "float64")

@@ -128,6 +128,29 @@ def test_interrupted_run_resumes_where_it_stopped(learners, monkeypatch):
     assert 40_000 <= metrics(run)["agent_steps"] < 40_000 + 8 * 16 * 13
 
 
+def test_even_one_rollout_is_learned_from():
+    found = metrics(train(config(steps=1_000), console=QUIET))
+    assert found["nashconv_learned"] < 0.99 * found["nashconv_untrained"]
+
+
+def test_finished_run_is_resumed_only_for_more_steps():
+    run = train(config(steps=5_000), console=QUIET)
+    before = metrics(run)
+    with pytest.raises(ValueError, match="already has"):
+        resume(run, console=QUIET)
+    assert runs.load_config(run).steps == 5_000
+    resume(run, 12_000, console=QUIET)
+    assert metrics(run)["agent_steps"] >= 12_000
+    assert metrics(run)["nashconv_learned"] < before["nashconv_learned"]
+
+
+def test_contexts_without_a_feasible_set_are_counted():
+    # The base is barely feasible, so moving generation leaves the feasible range in some states.
+    env = p2penv.make_functional("communication_v0", scenario="ieee14", net_load=246.0, horizon=12)
+    found = evaluate(env, env.policy("ve"), 60)
+    assert 0 < found.nearest < 60
+
+
 def test_failure_of_one_independent_learner_stops_all(monkeypatch):
     from stable_baselines3 import PPO
 
@@ -241,16 +264,27 @@ def test_cli_list_and_solve(folder):
     [
         (("train", "auction"), "market must be one of"),
         (("train", "communication", "--scenario", "ieee15"), "scenario must be one of"),
-        (("train", "communication", "-o", "colour=1"), "unknown scenario field"),
+        (("train", "communication", "-o", "colour=1"), "unknown option 'colour'"),
         (("train", "communication", "-o", "privacy_budget"), "key=value"),
         (("train", "communication", "--resume", "runs/none"), "not a run"),
         (("train", "communication", "--resume", "runs/none", "--seed", "1"), "drop seed"),
         (("evaluate", "communication", "--policy", "clever"), "policy must be one of"),
         (("evaluate", "communication", "--agent", "prosumer_99=ve"), "--agent must look like"),
         (("report", "runs/none"), "not a run"),
+        (("train", "communication", "--envs", "0"), "num_envs must be a whole number >= 1"),
+        (("train", "communication", "--seed", "-1"), "seed must be"),
+        (("train", "communication", "--learning-rate", "0"), "learning_rate must be"),
+        (("train", "communication", "--gamma", "2"), "gamma must be"),
+        (("train", "communication", "--steps", "0"), "steps must be"),
+        (("train", "communication", "--name", "../out"), "plain folder name"),
+        (("train", "communication", "--horizon", "3", "-o", "horizon=4"), "given twice"),
+        (("solve", "communication", "-o", "net_load=290"), "empty joint feasible set"),
+        (("evaluate", "communication", "--contexts", "0"), "contexts must be"),
+        (("evaluate", "communication", "--json", "/dev/null/x.json"), "cannot write"),
     ],
 )
-def test_cli_refuses_with_one_clear_line(arguments, message):
+def test_cli_refuses_with_one_clear_line(arguments, message, folder):
     result = run_cli(*arguments)
+    assert not (folder / "runs").exists()
     assert result.exit_code == 2
     assert message in " ".join(result.output.replace("│", " ").split())

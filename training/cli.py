@@ -58,11 +58,23 @@ def _options(scenario: str | None, horizon: int, pairs: list[str] | None) -> dic
         key, mark, text = pair.partition("=")
         if not mark:
             raise typer.BadParameter(f"option must look like key=value, got {pair!r}")
+        if key in options:
+            raise typer.BadParameter(f"option {key!r} is given twice")
         try:
             options[key] = json.loads(text)
         except json.JSONDecodeError:
             options[key] = text
     return options
+
+
+def _file(path: Path | None, value: Any) -> None:
+    """Write numbers to the file a user named, if any."""
+    if path is None:
+        return
+    try:
+        write_json(path, value)
+    except OSError as error:
+        raise typer.BadParameter(f"--json: cannot write {path}: {error.strerror}") from None
 
 
 def _env(market: str, options: dict[str, Any]) -> MarketEnv:
@@ -102,8 +114,7 @@ def solve(
         found = evaluate(env, env.policy(name))
         tables.print_evaluation(found, name, console)
         results[name] = found.summary()
-    if json_ is not None:
-        write_json(json_, results)
+    _file(json_, results)
 
 
 @app.command()
@@ -148,7 +159,7 @@ def train(
             algorithm=algorithm.value,
             learners=learners.value,
             seed=seed,
-            steps=default_steps(algorithm.value, horizon) if steps is None else steps,
+            steps=default_steps(algorithm.value, options.get("horizon", 1)) if steps is None else steps,
             num_envs=envs,
             learning_rate=learning_rate,
             gamma=gamma,
@@ -158,7 +169,7 @@ def train(
         trainer.train(config, name, console)
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
-    except FileNotFoundError as error:
+    except (FileNotFoundError, ValueError, TypeError) as error:
         raise typer.BadParameter(str(error)) from None
 
 
@@ -172,7 +183,9 @@ def default_steps(algorithm: str, horizon: int) -> int:
 @app.command()
 def evaluate(
     market: Market,
-    policy: Annotated[str, typer.Option(help="baseline or folder of a run, for everybody")] = "truthful",
+    policy: Annotated[
+        str, typer.Option(help="baseline, or folder of a run (measured where it was trained unless told otherwise)")
+    ] = "truthful",
     agent: Annotated[list[str] | None, typer.Option(help="another policy for one agent: prosumer_8=POLICY")] = None,
     scenario: Scenario = None,
     horizon: Horizon = 1,
@@ -187,7 +200,10 @@ def evaluate(
     from training.evaluate import marl_eval
     from training.policies import MixedPolicy, resolve
 
-    env = _env(market, _options(scenario, horizon, option))
+    options = _options(scenario, horizon, option)
+    if not options and (Path(policy) / "config.json").is_file():
+        options = load_config(Path(policy)).options  # where it was trained, unless another market is asked for
+    env = _env(market, options)
     names = [f"{role.name}_{n}" for role in env.roles for n in range(role.count)]
     try:
         others = {}
@@ -204,9 +220,8 @@ def evaluate(
     title = " ".join([policy, *(agent or [])])
     tables.print_evaluation(found, title, console)
     tables.print_infos(found, console)
-    if json_ is not None:
-        final = {"nashconv": found.nashconv, "social_cost": float(found.cost.sum())}
-        write_json(json_, marl_eval(_market(market), env.scenario.name, title, seed, [], final))
+    final = {key: value for key, value in found.summary().items() if isinstance(value, int | float)}
+    _file(json_, marl_eval(_market(market), env.scenario.name, title, seed, [], final))
 
 
 @app.command()

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from p2penv.core import validation
 from p2penv.core.contract import MarketEnv, Policy
 from p2penv.core.random import NumpyStream
 from p2penv.faces.runner import Runner
@@ -39,6 +40,10 @@ class Evaluation:
     """(N,) gain of the best unilateral deviation"""
     nashconv_samples: Floats
     """(contexts,) sum of the gains in each context"""
+    nearest: int
+    """contexts whose joint feasible set is empty, where the nearest profile stands in for the equilibrium"""
+    equilibrium: str
+    """what ``cost_equilibrium`` belongs to"""
     info: Mapping[str, Floats]
     """what the market reports, averaged: (N,) or (); empty where the environment has ``infos="none"``"""
 
@@ -81,6 +86,8 @@ class Evaluation:
             "price_of_anarchy": self.price_of_anarchy,
             "price_of_anarchy_played": self.price_of_anarchy_played,
             "contexts": self.contexts,
+            "contexts_without_feasible_set": self.nearest,
+            "equilibrium": self.equilibrium,
             "agents": self.rows(),
         }
 
@@ -115,6 +122,8 @@ def evaluate(env: MarketEnv, policy: Policy, contexts: int = 100, seed: int = 0)
         contexts: number of contexts.
         seed: of the held-out contexts.
     """
+    contexts = validation.count("contexts", contexts)
+    validation.number("seed", seed, 0, 2**31 - 1)
     if not env.initial_noise and not policy.noise:
         contexts = 1
     runner = Runner(env, contexts)
@@ -135,11 +144,14 @@ def evaluate(env: MarketEnv, policy: Policy, contexts: int = 100, seed: int = 0)
     order = np.argsort(np.concatenate([index for index, _, _ in parts]))
     measures = {key: np.concatenate([part[key] for _, part, _ in parts])[order] for key in parts[0][1]}
     infos = {key: np.concatenate([part[key] for _, _, part in parts]).mean(axis=0) for key in parts[0][2]}
+    nearest = int(measures.pop("nearest").sum())
     means = {key: value.mean(axis=0) for key, value in measures.items()}
     return Evaluation(
         agents=runner.agents,
         contexts=contexts,
         nashconv_samples=measures["exploitability"].sum(axis=1),
+        nearest=nearest,
+        equilibrium=env.equilibrium,
         info=infos,
         **means,
     )

@@ -17,6 +17,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from p2penv.core import validation
+
 ROOT = Path("runs")
 
 
@@ -45,6 +47,15 @@ class TrainConfig:
     """Held-out states an evaluation averages over where states move."""
     threads: int = 1
     """Threads of PyTorch; small networks are fastest on one."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "num_envs", "eval_every", "contexts", "threads"):
+            validation.count(name, getattr(self, name))
+        validation.choice("algorithm", self.algorithm, ("ppo", "sac"))
+        validation.choice("learners", self.learners, ("shared", "independent"))
+        validation.number("seed", self.seed, 0, 2**31 - 1)
+        validation.number("learning_rate", self.learning_rate, 0.0, open_low=True)
+        validation.number("gamma", self.gamma, 0.0, 1.0)
 
 
 def load_config(folder: Path) -> TrainConfig:
@@ -79,6 +90,8 @@ def versions() -> dict[str, str]:
 
 def new_folder(name: str, root: Path = ROOT) -> Path:
     """``runs/<name>``, with a number behind it where that exists; created at once, so that two runs differ."""
+    if Path(name).name != name or name.startswith("."):
+        raise ValueError(f"name must be a plain folder name, got {name!r}")
     for suffix in ("", *(f"-{number}" for number in range(2, 10_000))):
         folder = root / f"{name}{suffix}"
         try:

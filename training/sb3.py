@@ -22,14 +22,20 @@ Floats = NDArray[Any]
 
 
 class Decay:
-    """Learning rate that falls linearly to zero over the whole run, resumed or not."""
+    """Learning rate that falls linearly over the whole run.
 
-    def __init__(self, start: float) -> None:
+    Learners ask after a rollout how much remains; the rollout is counted as still to come, so that the last one, which
+    may overshoot the end, is learned from too.
+    """
+
+    def __init__(self, start: float, rollout: float) -> None:
         self.start = start
+        self.rollout = rollout
+        """Share of the run that one rollout is"""
 
     def __call__(self, remaining: float) -> float:
-        """Rate at the share of the run that remains; the last rollout may overshoot the end."""
-        return self.start * max(remaining, 0.0)
+        """Rate at the share of the run that remains."""
+        return self.start * min(1.0, max(remaining, 0.0) + self.rollout)
 
 
 class Relay:
@@ -141,10 +147,11 @@ def make_env(env: MarketEnv, config: TrainConfig) -> MarketVecEnv:
     return MarketVecEnv(env, config.num_envs, identity=shared, scale_rewards=True)
 
 
-def settings(config: TrainConfig, horizon: int, sub_envs: int) -> dict[str, Any]:
-    """Arguments of the SB3 algorithm."""
+def settings(config: TrainConfig, horizon: int, sub_envs: int, learners: int) -> dict[str, Any]:
+    """Arguments of the SB3 algorithm for one of so many learners, which plays ``sub_envs`` sub-environments."""
+    steps = 1 if config.algorithm == "sac" else max(8, min(horizon, 32))
     common: dict[str, Any] = {
-        "learning_rate": Decay(config.learning_rate),
+        "learning_rate": Decay(config.learning_rate, steps * sub_envs * learners / config.steps),
         "gamma": config.gamma,
         "device": "cpu",
         "policy_kwargs": {"net_arch": list(config.network)},
@@ -158,7 +165,6 @@ def settings(config: TrainConfig, horizon: int, sub_envs: int) -> dict[str, Any]
             "gradient_steps": 4,
             "ent_coef": "auto_0.1",
         }
-    steps = max(8, min(horizon, 32))
     common["policy_kwargs"] |= {"log_std_init": -0.5}
     batch = steps * sub_envs // 4
     return common | {"n_steps": steps, "batch_size": max(batch, 2), "n_epochs": 4, "gae_lambda": 0.95}
@@ -174,7 +180,7 @@ def make_models(config: TrainConfig, envs: Sequence[VecEnv], horizon: int, log: 
             env,
             seed=config.seed + 1000 * index,
             tensorboard_log=log if index == 0 else None,
-            **settings(config, horizon, env.num_envs),
+            **settings(config, horizon, env.num_envs, len(envs)),
         )
         for index, env in enumerate(envs)
     ]

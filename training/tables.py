@@ -33,6 +33,11 @@ def _pairs(rows: list[tuple[str, str]]) -> Table:
     return table
 
 
+def _contexts(count: int, nearest: int, equilibrium: str) -> list[tuple[str, str]]:
+    empty = [("contexts without a feasible joint set", str(nearest))] if nearest else []
+    return [("equilibrium", equilibrium), ("contexts", str(count)), *empty]
+
+
 def _ratio(value: float | None) -> str:
     return "undefined (cost not positive)" if value is None else f"{value:.5f}"
 
@@ -53,7 +58,7 @@ def print_training(metrics: dict[str, Any], console: Console) -> None:
                 ("NashConv, truthful", f"{metrics['nashconv_truthful']:.4f}"),
                 ("NashConv, untrained", f"{metrics['nashconv_untrained']:.4f}"),
                 ("NashConv, learned", f"{metrics['nashconv_learned']:.5f} ({share:.3%} of truthful)"),
-                ("contexts", str(metrics["contexts"])),
+                *_contexts(metrics["contexts"], metrics["contexts_without_feasible_set"], metrics["equilibrium"]),
                 ("agent-steps", f"{metrics['agent_steps']:,}"),
                 ("training seconds", f"{metrics['train_seconds']:.1f}"),
             ]
@@ -74,8 +79,8 @@ def print_evaluation(found: Evaluation, title: str, console: Console) -> None:
                 ("social cost, planner", f"{found.cost_coordinated.sum():.4f}"),
                 ("price of anarchy, equilibrium", _ratio(found.price_of_anarchy)),
                 ("price of anarchy, played", _ratio(found.price_of_anarchy_played)),
-                ("NashConv", f"{found.nashconv:.6f} ± {found.interval:.6f}"),
-                ("contexts", str(found.contexts)),
+                ("NashConv", f"{round(found.nashconv, 6) + 0.0:.6f} ± {found.interval:.6f}"),
+                *_contexts(found.contexts, found.nearest, found.equilibrium),
             ]
         )
     )

@@ -105,7 +105,6 @@ class Run:
             self.seconds = self.curve[-1]["seconds"]
         self.policy = LearnedPolicy(self.models, len(self.agents))
         self.interval = config.eval_every if config.algorithm == "ppo" else max(1, 10 * config.eval_every)
-        save_config(folder, config)
 
     def measure(self) -> dict[str, float]:
         """Evaluate the policy as it is and add a point to the curve."""
@@ -159,21 +158,29 @@ def train(config: TrainConfig, name: str | None = None, console: Console | None 
         ``curve.csv``, ``marl_eval.json``, ``learned.png`` and ``report.html``.
     """
     folder = new_folder(name or f"{config.market.removesuffix('_v0')}-{config.algorithm}-seed{config.seed}")
-    return _go(Run(folder, config), console or Console())
+    run = Run(folder, config)
+    save_config(folder, config)
+    return _go(run, console or Console())
 
 
 def resume(folder: Path, steps: int | None = None, console: Console | None = None) -> Path:
     """Go on with an interrupted run from its last checkpoint, to ``steps`` in all if given.
 
-    The random streams start afresh, so an interrupted run does not repeat an uninterrupted one to the digit.
+    The random streams start afresh and SAC starts with an empty replay buffer, so an interrupted run does not repeat
+    an uninterrupted one to the digit.
 
     Raises:
         FileNotFoundError: not a run.
+        ValueError: nothing is left to learn.
     """
     config = load_config(folder)
     if steps is not None:
         config = dataclasses.replace(config, steps=steps)
-    return _go(Run(folder, config, resume=True), console or Console())
+    run = Run(folder, config, resume=True)
+    if run.done >= config.steps:
+        raise ValueError(f"run {folder} already has {run.done:,} of {config.steps:,} agent-steps; ask for more --steps")
+    save_config(folder, config)
+    return _go(run, console or Console())
 
 
 def _go(run: Run, console: Console) -> Path:
@@ -182,7 +189,6 @@ def _go(run: Run, console: Console) -> Path:
         f"[bold]{config.market}[/bold] {run.env.scenario.name}, horizon {run.env.horizon}: {config.algorithm.upper()}, "
         f"{config.learners} learners, {len(run.agents)} agents, {config.num_envs} environments -> {run.folder}"
     )
-    nashconv_untrained = run.curve[0]["nashconv"] if run.curve else run.evaluate().nashconv
     try:
         run.train(console)
     except KeyboardInterrupt:
@@ -190,10 +196,10 @@ def _go(run: Run, console: Console) -> Path:
         run.save()
         console.print(f"interrupted; go on with: python -m training train {config.market} --resume {run.folder}")
         raise
-    return finish(run, nashconv_untrained, console)
+    return finish(run, console)
 
 
-def finish(run: Run, nashconv_untrained: float, console: Console) -> Path:
+def finish(run: Run, console: Console) -> Path:
     """Measure the final policy; write and print everything."""
     folder, config = run.folder, run.config
     learned = run.evaluate()
@@ -210,7 +216,7 @@ def finish(run: Run, nashconv_untrained: float, console: Console) -> Path:
         "agent_steps": run.done,
         "train_seconds": run.seconds,
         "nashconv_truthful": truthful.nashconv,
-        "nashconv_untrained": nashconv_untrained,
+        "nashconv_untrained": run.curve[0]["nashconv"],
         "nashconv_learned": learned.nashconv,
         "nashconv_learned_interval_95": learned.interval,
         "nashconv_ratio": learned.nashconv / truthful.nashconv,
@@ -218,6 +224,8 @@ def finish(run: Run, nashconv_untrained: float, console: Console) -> Path:
         "social_cost_equilibrium": float(learned.cost_equilibrium.sum()),
         "social_cost_coordinated": float(learned.cost_coordinated.sum()),
         "social_cost_learned": float(learned.cost.sum()),
+        "equilibrium": run.env.equilibrium,
+        "contexts_without_feasible_set": learned.nearest,
         "price_of_anarchy": learned.price_of_anarchy,
         "price_of_anarchy_learned": learned.price_of_anarchy_played,
         "contexts": learned.contexts,

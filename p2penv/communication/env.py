@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -19,6 +21,8 @@ from p2penv.core.contract import Draw, Noise, Policy, Role, Step
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+# What else the constructor takes.
+FIELDS = {field.name for field in dataclasses.fields(Scenario)} | {"net_load", "trading_price"}
 # Range of the moving renewable generation an observation can show, in stationary standard deviations.
 SPREAD = 5.0
 
@@ -97,7 +101,9 @@ class Communication:
         **overrides: what ``load_scenario`` takes (``net_load``, ``max_shift``, ``privacy``, …).
 
     Raises:
-        ValueError: an option outside its range; the message names it.
+        ValueError: an option outside its range; the message names it. Under analytic settlement also a scenario whose
+            joint feasible set is empty (in longer games the sets of later states may be: ``assess`` flags them).
+        TypeError: unknown option.
 
     ## Version history
     * v0: first version.
@@ -121,6 +127,12 @@ class Communication:
         infos: Literal["full", "none"] = "full",
         **overrides: Any,
     ) -> None:
+        if unknown := overrides.keys() - FIELDS:
+            options = sorted(name for name in inspect.signature(Communication).parameters if name != "overrides")
+            raise TypeError(
+                f"unknown option {', '.join(map(repr, sorted(unknown)))}; options: {', '.join(options)}; "
+                f"scenario fields: {', '.join(sorted(FIELDS))}"
+            )
         if isinstance(scenario, Scenario):
             scenario = scenario.replace(**overrides) if overrides else scenario
         else:
@@ -136,6 +148,10 @@ class Communication:
         self.autoregression = validation.number("autoregression", autoregression, 0.0, 1.0 - 1e-6)
         self.renewable_sd = validation.number("renewable_sd", renewable_sd, 0.0)
         self.infos = validation.choice("infos", infos, ("full", "none"))
+        if settlement == "analytic":
+            equilibrium.variational_equilibrium(scenario)  # refuses an empty joint set before anything is played
+        other = "" if settlement == "analytic" and not self.shared_penalty else " of the analytic, unpenalised game"
+        self.equilibrium = f"variational equilibrium{other}"
         size = scenario.size
         self.roles = (Role("prosumer", size, len(self.action_names)),)
         self.params = scenario.params()
@@ -182,7 +198,7 @@ class Communication:
         moving = SPREAD * self.renewable_sd if self.horizon > 1 else 0.0
         noise = float(np.sqrt(np.sum(p.max_shift**2 / (2.0 * p.privacy_budget)))) if self.reward == "realised" else 0.0
         self._load_scale = _inverse(moving)
-        reach = (float(p.max_shift.sum()) + 3.0 * noise)
+        reach = float(p.max_shift.sum()) + 3.0 * noise
         self._imbalance_scale = _inverse(reach)
         swing = reach + moving * float(np.sqrt(size))
         self._price_scale = float(p.total_slope) * _inverse(swing)
@@ -303,7 +319,7 @@ class Communication:
 
         Exploitability is that of the game as played: the generalised game's, the penalised one's with a
         ``shared_penalty`` (costs then include the penalty), or by certified search (a bound within 1e-4) under
-        physical settlement.
+        physical settlement. ``cost_equilibrium`` is that of the profile ``equilibrium`` names.
         """
         y = state.private_information
         shift, variance = self.decode(params, actions)
@@ -321,6 +337,7 @@ class Communication:
             "cost_equilibrium": self._cost(params, y, exact.shift, exact.variance),
             "cost_coordinated": self._cost(params, y, planned.shift, planned.variance),
             "exploitability": gain,
+            "nearest": exact.nearest,
         }
 
     def _cost(self, params: Params, y: Array, shift: Array, variance: Array) -> Array:

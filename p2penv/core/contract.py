@@ -3,7 +3,8 @@
 A market is a pure function of arrays with exactly one leading axis, the environments ``E``. What is static
 (roles, horizon, options) are attributes; what is numeric is an argument (``params``), so that a second scenario
 reuses a compiled function and scenarios can be mapped over and differentiated. Randomness comes in as arrays,
-episodes are restarted by the faces, and actions are checked by the faces: ``step`` does neither.
+episodes are restarted by the faces, and actions are checked by the faces: ``step`` does neither. ``assess`` is part of
+the contract, so that training, evaluation and reports serve every market without knowing it.
 """
 
 from __future__ import annotations
@@ -62,6 +63,8 @@ class MarketEnv(Protocol):
     info_axes: Mapping[str, Literal["env", "agent"]]
     context: Array
     """(N, Fs) constant features in [−1, 1]."""
+    equilibrium: str
+    """What ``cost_equilibrium`` of ``assess`` belongs to."""
     reward_scale: Array
     """(N,) relative size of each agent's stakes; learners may divide by it, which changes no equilibrium."""
     features: tuple[str, ...]
@@ -86,7 +89,8 @@ class MarketEnv(Protocol):
         """Exact stage-game measures of a joint action, what every report needs.
 
         Keys: ``cost``, ``cost_truthful``, ``cost_equilibrium``, ``cost_coordinated`` (the planner's),
-        ``exploitability``; each ``(E, N)``.
+        ``exploitability``, each ``(E, N)``; ``nearest (E,)`` where no feasible equilibrium exists and the nearest
+        profile stands in.
         """
 
     def render(self, state: Any, info: Mapping[str, Array]) -> Any:

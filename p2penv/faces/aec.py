@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from pettingzoo import AECEnv
 from pettingzoo.utils import AgentSelector
 
-from p2penv.core import validation
 from p2penv.faces.parallel import MarketParallelEnv, Observation
 
 
@@ -66,14 +65,8 @@ class MarketAECEnv(AECEnv[str, Observation, NDArray[Any]]):
         if self.terminations[agent] or self.truncations[agent]:
             self._was_dead_step(action)
             return
-        array = np.asarray(action)
-        space = self.action_spaces[agent]
-        if array.shape != space.shape:
-            raise ValueError(f"action of {agent} must have shape {space.shape}, got {array.shape}")
-        if not self.parallel.runner.clips or np.isnan(array).any():
-            validation.actions(array[None], (1, *space.shape), [agent], self.parallel.functional.action_names)
+        self._actions[agent] = self.parallel.runner.check_own(agent, action)
         self._cumulative_rewards[agent] = 0.0
-        self._actions[agent] = array
         if self._selector.is_last():
             played, self._actions = self._actions, {}
             (self._observations, self.rewards, self.terminations, self.truncations, self.infos) = self.parallel.step(

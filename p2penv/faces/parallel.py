@@ -97,6 +97,8 @@ class MarketParallelEnv(ParallelEnv[str, Observation, NDArray[Any]]):
         return results
 
     def _gather(self, actions: dict[str, NDArray[Any]]) -> NDArray[Any]:
+        if not isinstance(actions, dict):
+            raise TypeError(f"actions must be a dictionary by agent, got {type(actions).__name__}")
         if actions.keys() != self._names:
             missing, unknown = sorted(self._names - actions.keys()), sorted(actions.keys() - self._names)
             raise ValueError(f"every agent needs one action; missing: {missing}, unknown: {unknown}")

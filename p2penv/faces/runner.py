@@ -31,7 +31,8 @@ class Runner:
     ) -> None:
         self.env = env
         self.num_envs = validation.count("num_envs", num_envs)
-        self.dtype = np.dtype(validation.choice("dtype", str(np.dtype(dtype)), ("float64", "float32")))
+        name = dtype if isinstance(dtype, str) else np.dtype(dtype).name
+        self.dtype = np.dtype(validation.choice("dtype", name, ("float64", "float32")))
         self.clips = validation.choice("out_of_range", out_of_range, ("raise", "clip")) == "clip"
         self.params = env.params if self.dtype == np.float64 else env.scenario.params(np, np.float32)
         self._step_params = _aligned(self.params, sum(role.count for role in env.roles), self.num_envs)
@@ -69,6 +70,16 @@ class Runner:
         """Put fresh episodes in the place of those that ended ``(E,)``."""
         fresh = self.fresh()
         self.state = fresh if ended.all() else merge(ended, fresh, self.state)
+
+    def check_own(self, agent: str, actions: Any) -> Floats:
+        """One agent's actions ``(E, A)`` or ``(A,)`` as an array, refused as :meth:`check` would."""
+        array, shape = np.asarray(actions), self.action_spaces[agent].shape
+        if array.shape[-1:] != shape:
+            raise ValueError(f"action of {agent} must have shape {shape}, got {array.shape}")
+        if not self.clips or np.isnan(array).any():
+            rows = array.reshape(-1, 1, *shape)
+            validation.actions(rows, rows.shape, [agent], self.env.action_names)
+        return array
 
     def check(self, actions: Floats) -> Floats:
         """Actions ``(E, N, A)`` in the runner's dtype, checked or clipped before anything changes.

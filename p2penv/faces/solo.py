@@ -51,10 +51,8 @@ class _Learner:
         runner, policy = self.runner, self.policy
         if runner.state is None:
             raise RuntimeError("call reset before step")
+        actions = runner.check_own(self.agent, actions)  # before anything is drawn
         size = self.action_space.shape[0]
-        if not runner.clips or np.isnan(actions).any():  # before anything is drawn
-            shape, names = (runner.num_envs, 1, size), runner.env.action_names
-            validation.actions(actions[:, None], shape, [self.agent], names)
         noise = runner.stream.draw(policy.noise, runner.num_envs)
         state = runner.state if policy.full_information else None
         joint = np.array(policy.act(runner.params, self.observations, state, noise))
