@@ -14,7 +14,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv
 
 from p2penv.core.contract import MarketEnv
-from p2penv.faces.sb3 import MarketVecEnv
+from p2penv.faces.sb3 import MarketVecEnv, OneMarketVecEnv
 from training.policies import ALGORITHMS
 from training.runs import TrainConfig
 
@@ -93,13 +93,12 @@ class Relay:
         return rows.reshape(self.envs, self.size, *rows.shape[1:])[:, agent].copy()
 
 
-class AgentVecEnv(VecEnv):
+class AgentVecEnv(OneMarketVecEnv):
     """One agent's place in a relay, as the VecEnv its learner sees."""
 
     def __init__(self, relay: Relay, agent: int) -> None:
         self.relay = relay
         self.agent = agent
-        self.render_mode = None
         joint = relay.joint
         super().__init__(relay.envs, joint.observation_space, joint.runner.action_spaces[joint.agents[agent]])
 
@@ -120,25 +119,6 @@ class AgentVecEnv(VecEnv):
         if self.agent == 0:
             self.relay.joint.seed(seed)
         return [seed] * self.num_envs
-
-    def close(self) -> None:
-        """Nothing to release."""
-
-    def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
-        """The same attribute for each sub-environment."""
-        return [getattr(self, attr_name)] * len(list(self._get_indices(indices)))
-
-    def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
-        """Refused: all learners share one market."""
-        raise ValueError(f"cannot set {attr_name!r}: all learners share one market")
-
-    def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
-        """Refused: all learners share one market."""
-        raise ValueError(f"cannot call {method_name!r}: all learners share one market")
-
-    def env_is_wrapped(self, wrapper_class: type, indices: Any = None) -> list[bool]:
-        """Never wrapped."""
-        return [False] * len(list(self._get_indices(indices)))
 
 
 def make_env(env: MarketEnv, config: TrainConfig) -> MarketVecEnv:

@@ -13,6 +13,7 @@ from pettingzoo import ParallelEnv
 from p2penv.core import validation
 from p2penv.core.contract import MarketEnv
 from p2penv.faces.runner import Runner
+from p2penv.faces.window import Picture
 
 Observation = NDArray[np.float32]
 
@@ -43,7 +44,7 @@ class MarketParallelEnv(ParallelEnv[str, Observation, NDArray[Any]]):
         self._padded = len({space.shape for space in self.action_spaces.values()}) > 1
         self._observations: Observation | None = None
         self._info: dict[str, NDArray[Any]] = {}
-        self._window: Any = None
+        self._picture = Picture(self.runner, self.render_mode)
         self._market_keys = [key for key, axis in env.info_axes.items() if axis == "env"]
         self._agent_keys = [key for key, axis in env.info_axes.items() if axis == "agent"]
 
@@ -134,21 +135,8 @@ class MarketParallelEnv(ParallelEnv[str, Observation, NDArray[Any]]):
 
     def render(self) -> NDArray[np.uint8] | None:
         """Picture of the market: an ``(height, width, 3)`` array, or a window with ``"human"``."""
-        if self.render_mode is None or self.runner.state is None:
-            return None
-        from p2penv.faces import window
-
-        info = self._info or self.functional.initial_info(self.runner.params, self.runner.played)
-        figure = self.functional.render(self.runner.played, info)
-        if self.render_mode == "rgb_array":
-            return window.pixels(figure)
-        self._window = window.show(figure, self._window)
-        return None
+        return self._picture.draw(self._info)
 
     def close(self) -> None:
         """Close the window, if there is one."""
-        if self._window is not None:
-            from p2penv.faces import window
-
-            window.close(self._window)
-            self._window = None
+        self._picture.close()

@@ -20,7 +20,32 @@ except ImportError as error:  # pragma: no cover
 Floats = NDArray[Any]
 
 
-class MarketVecEnv(VecEnv):
+class OneMarketVecEnv(VecEnv):
+    """What VecEnvs have in common whose sub-environments are parts of one market."""
+
+    render_mode: str | None = None  # asked for by VecEnv's constructor
+
+    def close(self) -> None:
+        """Nothing to release."""
+
+    def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
+        """The same attribute for each sub-environment."""
+        return [getattr(self, attr_name)] * len(list(self._get_indices(indices)))
+
+    def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
+        """Refused: sub-environments share one market."""
+        raise ValueError(f"cannot set {attr_name!r} on single sub-environments: they share one market")
+
+    def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
+        """Refused: sub-environments share one market."""
+        raise ValueError(f"cannot call {method_name!r} on single sub-environments: they share one market")
+
+    def env_is_wrapped(self, wrapper_class: type, indices: Any = None) -> list[bool]:
+        """Never wrapped."""
+        return [False] * len(list(self._get_indices(indices)))
+
+
+class MarketVecEnv(OneMarketVecEnv):
     """E·N sub-environments in the order of environments, then agents; one policy plays them all.
 
     Truncated sub-environments carry ``TimeLimit.truncated`` and ``terminal_observation``, so learners bootstrap
@@ -34,8 +59,6 @@ class MarketVecEnv(VecEnv):
         scale_rewards: divide rewards by the market's ``reward_scale``, so that small stakes are learned too.
         dtype: of the arithmetic inside.
     """
-
-    render_mode: str | None = None  # asked for by VecEnv's constructor
 
     def __init__(
         self,
@@ -108,22 +131,3 @@ class MarketVecEnv(VecEnv):
         reward = step.reward if self._scale is None else step.reward / self._scale
         rewards = reward.astype(np.float32).reshape(-1)
         return observations, rewards, np.repeat(ended, len(self.agents)), infos
-
-    def close(self) -> None:
-        """Nothing to release."""
-
-    def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
-        """The same attribute for each sub-environment."""
-        return [getattr(self, attr_name)] * len(list(self._get_indices(indices)))
-
-    def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
-        """Refused: sub-environments share one market."""
-        raise ValueError(f"cannot set {attr_name!r} on single sub-environments: they share one market")
-
-    def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
-        """Refused: sub-environments share one market."""
-        raise ValueError(f"cannot call {method_name!r} on single sub-environments: they share one market")
-
-    def env_is_wrapped(self, wrapper_class: type, indices: Any = None) -> list[bool]:
-        """Never wrapped."""
-        return [False] * len(list(self._get_indices(indices)))

@@ -11,13 +11,13 @@ from typing import Any
 import gymnasium
 import numpy as np
 from gymnasium import spaces
-from gymnasium.vector import AutoresetMode, VectorEnv
-from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from p2penv.core import validation
 from p2penv.core.contract import MarketEnv, Policy, Step
 from p2penv.faces.runner import Runner
+from p2penv.faces.vector import BatchedEnv
+from p2penv.faces.window import Picture
 
 Floats = NDArray[Any]
 
@@ -97,7 +97,7 @@ class MarketSoloEnv(gymnasium.Env[Floats, Floats]):
         self.action_space = self.learner.action_space
         self.observation_space = self.learner.observation_space
         self._info: dict[str, Any] = {}
-        self._window: Any = None
+        self._picture = Picture(self.learner.runner, self.render_mode)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Floats, dict[str, Any]]:
         """Start an episode."""
@@ -129,29 +129,15 @@ class MarketSoloEnv(gymnasium.Env[Floats, Floats]):
         return result
 
     def render(self) -> NDArray[np.uint8] | None:
-        """Picture of the market."""
-        runner = self.learner.runner
-        if self.render_mode is None or runner.state is None:
-            return None
-        from p2penv.faces import window
-
-        info = self._info or self.functional.initial_info(runner.params, runner.played)
-        figure = self.functional.render(runner.played, info)
-        if self.render_mode == "rgb_array":
-            return window.pixels(figure)
-        self._window = window.show(figure, self._window)
-        return None
+        """Picture of the market: an ``(height, width, 3)`` array, or a window with ``"human"``."""
+        return self._picture.draw(self._info)
 
     def close(self) -> None:
         """Close the window, if there is one."""
-        if self._window is not None:
-            from p2penv.faces import window
-
-            window.close(self._window)
-            self._window = None
+        self._picture.close()
 
 
-class MarketSoloVectorEnv(VectorEnv[Floats, Floats, Floats]):
+class MarketSoloVectorEnv(BatchedEnv):
     """E copies of the solo environment stepped together, with same-step autoreset.
 
     Arguments as :class:`MarketSoloEnv`; rewards, terminated and truncated are ``(E,)``. ``final_obs (E, F)`` and
@@ -167,22 +153,10 @@ class MarketSoloVectorEnv(VectorEnv[Floats, Floats, Floats]):
         dtype: str = "float64",
         out_of_range: str = "raise",
     ) -> None:
-        self.functional = env
         self.learner = _Learner(env, num_envs, agent, others, dtype=dtype, out_of_range=out_of_range)
-        self.num_envs = self.learner.runner.num_envs
-        self.metadata = dict(env.metadata) | {"autoreset_mode": AutoresetMode.SAME_STEP}
-        self.single_observation_space = self.learner.observation_space
-        self.single_action_space = self.learner.action_space
-        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
-        self.action_space = batch_space(self.single_action_space, self.num_envs)
+        super().__init__(env, self.learner.runner.num_envs, self.learner.observation_space, self.learner.action_space)
 
-    def reset(
-        self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Floats, dict[str, Any]]:
-        """Start fresh episodes everywhere; one seed for the whole batch. ``options`` are not used."""
-        del options
-        if isinstance(seed, list):
-            raise ValueError("give one seed: a batch draws its noise at once")
+    def _start(self, seed: int | None) -> tuple[Floats, dict[str, Any]]:
         info = self.learner.reset(seed)
         return self.learner.observations[:, self.learner.index], info
 
@@ -198,6 +172,3 @@ class MarketSoloVectorEnv(VectorEnv[Floats, Floats, Floats]):
             self.learner.observations = runner.observations(runner.state)
             observations = self.learner.observations[:, self.learner.index]
         return observations, step.reward[:, self.learner.index], step.terminated, step.truncated, info
-
-    def close_extras(self, **kwargs: Any) -> None:
-        """Nothing to release."""

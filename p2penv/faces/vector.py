@@ -16,7 +16,38 @@ from p2penv.faces.runner import Runner
 Floats = NDArray[Any]
 
 
-class MarketVectorEnv(VectorEnv[Floats, Floats, Floats]):
+class BatchedEnv(VectorEnv[Floats, Floats, Floats]):
+    """What batched faces have in common: spaces, same-step autoreset, one seed for the whole batch."""
+
+    def __init__(self, env: MarketEnv, num_envs: int, observation_space: spaces.Box, action_space: spaces.Box) -> None:
+        self.functional = env
+        self.num_envs = num_envs
+        self.metadata = dict(env.metadata) | {"autoreset_mode": AutoresetMode.SAME_STEP}
+        self.single_observation_space, self.single_action_space = observation_space, action_space
+        self.observation_space = batch_space(observation_space, num_envs)
+        self.action_space = batch_space(action_space, num_envs)
+
+    def reset(
+        self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Floats, dict[str, Any]]:
+        """Start fresh episodes everywhere; one seed for the whole batch. ``options`` are not used.
+
+        Raises:
+            ValueError: a list of seeds.
+        """
+        del options
+        if isinstance(seed, list):
+            raise ValueError("give one seed: a batch draws its noise at once")
+        return self._start(seed)
+
+    def _start(self, seed: int | None) -> tuple[Floats, dict[str, Any]]:
+        raise AssertionError("every batched face starts its own way")
+
+    def close_extras(self, **kwargs: Any) -> None:
+        """Nothing to release."""
+
+
+class MarketVectorEnv(BatchedEnv):
     """E environments stepped together; every agent of every environment has its own row.
 
     ``reset`` gives observations ``(E, N, F)``; ``step`` takes actions ``(E, N, A)`` and gives observations, rewards
@@ -36,25 +67,14 @@ class MarketVectorEnv(VectorEnv[Floats, Floats, Floats]):
     def __init__(
         self, env: MarketEnv, num_envs: int, dtype: str = "float64", out_of_range: str = "raise", copy: bool = True
     ) -> None:
-        self.functional = env
         self.runner = Runner(env, num_envs, dtype=dtype, out_of_range=out_of_range)
-        self.num_envs = self.runner.num_envs
         self.agents = self.runner.agents
-        self.metadata = dict(env.metadata) | {"autoreset_mode": AutoresetMode.SAME_STEP}
-        self.single_observation_space = spaces.Box(-1.0, 1.0, self.runner.observation_shape, np.float32)
-        self.single_action_space = spaces.Box(-1.0, 1.0, self.runner.shape[1:], np.float32)
-        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
-        self.action_space = batch_space(self.single_action_space, self.num_envs)
+        joint = (self.runner.observation_shape, self.runner.shape[1:])
+        super().__init__(env, self.runner.num_envs, *(spaces.Box(-1.0, 1.0, shape, np.float32) for shape in joint))
         self._current = None if copy else self.runner.buffer()
         self._final = None if copy else self.runner.buffer()
 
-    def reset(
-        self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Floats, dict[str, Any]]:
-        """Start fresh episodes everywhere; one seed for the whole batch. ``options`` are not used."""
-        del options
-        if isinstance(seed, list):
-            raise ValueError("give one seed: a batch draws its noise at once")
+    def _start(self, seed: int | None) -> tuple[Floats, dict[str, Any]]:
         info = self.runner.reset(seed)
         return self.runner.observations(self.runner.state, self._current), dict(info)
 
@@ -73,6 +93,3 @@ class MarketVectorEnv(VectorEnv[Floats, Floats, Floats]):
             runner.restart(done)
         observations = runner.observations(runner.state, self._current)
         return observations, step.reward, step.terminated, step.truncated, info
-
-    def close_extras(self, **kwargs: Any) -> None:
-        """Nothing to release."""
