@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy.integrate import quad_vec
 from scipy.optimize import brentq
+from scipy.stats import norm
 
 from p2penv.communication import physical, rules
 from p2penv.communication.equilibrium import exploitability, variational_equilibrium
@@ -189,15 +190,106 @@ def test_utility_gap_is_the_difference_of_costs(case):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_steepest_slope_bounds_every_slope_of_the_cost(case):
+def test_pieces_are_the_cost_in_the_report_total(case):
     scenario = CASES[case]
+    pieces = physical.cost_pieces(scenario.params())
     grid = np.linspace(-45, 45, 20_001)
-    shift = np.broadcast_to(grid[:, None] / scenario.size, (grid.size, scenario.size))
-    cost = rules.realised_cost(scenario, shift, 0 * shift, "physical")
-    steepest = np.abs(np.diff(cost, axis=0) / np.diff(grid)[:, None]).max(axis=0)
-    bound = physical.steepest_slope(scenario.params())
-    assert (steepest <= bound + 1e-6).all()
-    np.testing.assert_allclose(steepest, bound, rtol=0.05)
+    above = np.maximum(grid[:, None] + scenario.private_information.sum() - pieces.kinks, 0)
+    rebuilt = above @ pieces.slope_jump.T + 0.5 * above**2 @ pieces.curvature_jump.T
+    sample = np.linspace(0, grid.size - 1, 60).astype(int)
+    cost = np.stack([settled(scenario, grid[index]) for index in sample])
+    np.testing.assert_allclose(rebuilt[sample] - rebuilt[0], cost - cost[0], atol=1e-9)
+    steepest = np.abs(np.diff(rebuilt, axis=0) / np.diff(grid)[:, None]).max(axis=0)
+    assert (steepest <= pieces.steepest + 1e-6).all()
+    np.testing.assert_allclose(steepest, pieces.steepest, rtol=0.05)
+
+
+def roof(places, slopes):
+    """One agent's piecewise linear cost: the slopes between the places, 0 outside."""
+    jumps = np.diff([0.0, *slopes, 0.0])
+    return physical.Pieces(np.array(places), jumps[None], 0 * jumps[None], np.abs([slopes]).max(axis=-1))
+
+
+@pytest.mark.parametrize("pull", [0.0, 0.05, 2.5, 40.0])
+def test_the_interval_bound_counts_the_own_noise(pull):
+    # Cost −|total| and a total of x + √pull·|x|·Z: the expectation is −|x|·E|1 + √pull·Z|, a folded normal mean.
+    # Its slope at 0 exceeds that of the cost, which is 1: noise can pay more than the shift it comes with.
+    root = np.sqrt(pull)
+    folded = 1.0 if pull == 0 else root * np.sqrt(2 / np.pi) * np.exp(-0.5 / pull) + 1 - 2 * norm.cdf(-1 / root)
+    assert pull < 1 or folded > 1.4
+    pieces = roof([-1e3, 0.0, 1e3], [1.0, -1.0])
+    zero, half = np.zeros(1), np.array([0.7])
+    stakes = physical.Stakes(np.zeros(1, int), zero, zero, np.array([pull]))
+    cost, lower = physical.cost_on_interval(pieces, stakes, zero, half)
+    assert lower[0] <= cost[0] - folded * half[0] + 1e-9
+    # And it is no looser than the constant that is stated.
+    assert lower[0] == pytest.approx(cost[0] - np.sqrt(1 + pull) * half[0], abs=1e-9)
+
+
+@pytest.mark.parametrize("pull", [0.0, 0.05, 2.5])
+def test_the_interval_bound_holds_at_a_concave_kink(pull):
+    # Cost 0.2·total up to 0 and −total above: −0.6|total| − 0.4·total, so a folded normal mean again.
+    def expected(own, others, noise):
+        mean, deviation = others + own, np.sqrt(noise + pull * own * own)
+        folded = deviation * np.sqrt(2 / np.pi) * np.exp(-0.5 * (mean / deviation) ** 2)
+        folded = folded + mean * (1 - 2 * norm.cdf(-mean / deviation))
+        return -0.6 * folded - 0.4 * mean
+
+    pieces = roof([-1e3, 0.0, 1e3], [0.2, -1.0])
+    rng = np.random.default_rng(0)
+    tight = []
+    for _ in range(2000):
+        others, centre = rng.uniform(-3, 3, 2)
+        noise, half = rng.choice([1e-4, 0.1, 1.0, 4.0]), 10.0 ** rng.uniform(-3, 0)
+        one = np.ones(1)
+        stakes = physical.Stakes(np.zeros(1, int), others * one, noise * one, pull * one)
+        cost, lower = physical.cost_on_interval(pieces, stakes, centre * one, half * one)
+        least = expected(centre + half * np.linspace(-1, 1, 101), others, noise).min()
+        drop = expected(centre, others, noise) - least
+        # The constant of the pieces, 1e3, costs digits.
+        assert cost[0] - lower[0] >= drop - 1e-11
+        tight.append((cost[0] - lower[0]) / max(drop, 1e-6))
+    assert np.median(tight) < 1.5
+
+
+@pytest.mark.parametrize("budget", [0.02, 0.2, 10.0])
+@pytest.mark.parametrize("case", CASES)
+def test_the_interval_bound_is_below_the_cost(case, budget):
+    scenario = CASES[case].replace(privacy_budget=budget)
+    params = scenario.params()
+    pieces = physical.cost_pieces(params)
+    rng = np.random.default_rng(5)
+    for trial in range(40):
+        shift, variance = profile(scenario, trial)
+        if trial % 2:  # own noise is all there is
+            variance = rules.least_variance(scenario, 0 * shift)
+        agent = trial % scenario.size
+        others, noise = np.delete(shift, agent).sum(), np.delete(variance, agent).sum()
+        centre = rng.choice([0.0, *rng.uniform(-1, 1, 3)]) * scenario.max_shift[agent]
+        half = 10.0 ** rng.uniform(-3, 0)
+        if trial % 4 == 1:  # a kink at the truthful total: the least noise in the worst place
+            others = rng.choice(pieces.kinks) - scenario.private_information.sum()
+        own = centre + half * np.linspace(-1, 1, 201)
+        deviations, noises = np.zeros((2, own.size, scenario.size))
+        deviations[:, agent] = own
+        noises[:] = rules.least_variance(scenario, deviations)
+        # The others in one lump, on somebody else.
+        deviations[:, agent - 1] = others
+        noises[:, agent - 1] = noise
+        noises[:, np.delete(np.arange(scenario.size), [agent, agent - 1])] = 0
+        true = rules.expected_cost(scenario, deviations, noises, "physical")[:, agent]
+        one = np.ones(1)
+        stakes = physical.Stakes(
+            np.array([agent]),
+            (others + scenario.private_information.sum()) * one,
+            (noise + params.variance_floor[agent]) * one,
+            params.variance_slope[[agent]],
+        )
+        cost, lower = physical.cost_on_interval(pieces, stakes, centre * one, half * one)
+        assert lower[0] - cost[0] <= true.min() - true[100] + 1e-9
+        # Up to one constant the cost is the expected cost.
+        elsewhere, _ = physical.cost_on_interval(pieces, stakes, own[[0]], 0 * one)
+        assert elsewhere[0] - cost[0] == pytest.approx(true[0] - true[100], abs=1e-9)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -240,6 +332,24 @@ def test_best_response_takes_batches():
         single = physical.best_response(params, shift[row], variance[row], y[row], tolerance=1e-2)
         for whole, one in zip(batched, single, strict=True):
             np.testing.assert_array_equal(whole[row], one)
+
+
+@pytest.mark.parametrize("name", ["ieee14", "ieee14-interior", "ieee14-bound"])
+def test_the_search_is_short(name, monkeypatch):
+    # First-order bounds alone take thousands of evaluations an agent.
+    scenario = load_scenario(name)
+    whole, evaluated = physical.cost_on_interval, []
+    monkeypatch.setattr(physical, "cost_on_interval", lambda *args: (evaluated.append(args[2].size), whole(*args))[1])
+    result = variational_equilibrium(scenario)
+    for shift in (0 * result.shift, result.shift, profile(scenario)[0]):
+        physical.best_response(scenario.params(), shift, rules.least_variance(scenario, shift))
+    assert sum(evaluated) < 3 * 20 * scenario.size
+
+
+def test_best_response_needs_a_tolerance():
+    scenario = CASES["tight"]
+    with pytest.raises(ValueError, match=r"tolerance must be > 0, got 0\.0"):
+        physical.best_response(scenario.params(), *profile(scenario), tolerance=0.0)
 
 
 def test_the_analytic_equilibrium_is_exploitable_here():

@@ -16,6 +16,7 @@ from p2penv.communication.rules import (
     clip_points,
     dispatch,
     price_at,
+    private,
     trading_change,
     trading_cost,
 )
@@ -127,6 +128,89 @@ def utility_gap(params: Params, moments: Moments, truthful: Moments) -> Array:
     return bill(params, Moments(*(a - b for a, b in zip(truthful, moments, strict=True))))
 
 
+class Pieces(NamedTuple):
+    """The cost of every agent as a piecewise quadratic function of the report total, up to a constant each.
+
+    Between kinks it is convex; outside them it is constant, as all devices are at their bounds.
+    """
+
+    kinks: Array  # (K,) report totals, sorted [MWh]
+    slope_jump: Array  # (N, K) what the slope gains at each kink [$/MWh]
+    curvature_jump: Array  # (N, K) what the curvature gains at each kink [$/MWh²]
+    steepest: Array  # (N,) largest |slope| [$/MWh]
+
+
+def cost_pieces(params: Params) -> Pieces:
+    """Slopes and curvatures of all costs in the report total, from the two ends of every piece. NumPy only."""
+    table, size = params.clearing, params.slope.shape[-1]
+    ends = np.stack([table.point[1:-1], table.point[2:]])  # prices at both ends of each inner piece
+    rate = table.rate[1:-1]
+    points, rates = clip_points(params)
+    middle = 0.5 * (ends[0] + ends[1])[:, None]
+    response = np.where((middle > points[: 2 * size]) & (middle < points[2 * size :]), rates[: 2 * size], 0.0)
+    served = response[:, :size] + response[:, size:]
+    # dC/dλ = λ·served for the own device cost, and what the served energy saves.
+    saved = trading_change(params, served) + (params.wholesale_price / size) * served.sum(axis=-1, keepdims=True)
+    slopes = (ends[..., None] * served - saved) * rate[:, None]
+    curvature = rate[:, None] ** 2 * served
+    flat = np.zeros((1, size))
+    return Pieces(
+        kinks=table.knots,
+        slope_jump=(np.concatenate([slopes[0], flat]) - np.concatenate([flat, slopes[1]])).T,
+        curvature_jump=np.diff(np.concatenate([flat, curvature, flat]), axis=0).T,
+        steepest=np.abs(slopes).max(axis=(0, 1), initial=0.0),
+    )
+
+
+class Stakes(NamedTuple):
+    """One agent's cost as a function of its own shift x, all else fixed; ``(P,)`` for P such problems at once.
+
+    The report total is N(others + x, noise + pull·x²).
+    """
+
+    agent: Array
+    others: Array  # report total without the own shift [MWh]
+    noise: Array  # its variance at x = 0 [MWh²]
+    pull: Array  # the variance the privacy rule adds per x²
+
+
+def cost_on_interval(pieces: Pieces, stakes: Stakes, centre: Array, half: Array) -> tuple[Array, Array]:
+    """Expected cost J at ``centre (P,)`` and a lower bound of it on ``centre ± half``, up to one constant [$].
+
+    With s² the variance of the total, r = ds/dx (so r² ≤ pull), c the cost in the total and Z standard normal,
+    J″ = E[c″·((1 + rZ)² + pull − r²)], kinks of c counted as point masses of c″. Only concave kinks make it
+    negative: one at z standard deviations adds at most its jump times (1 + pull)(1 + z²)φ(z)/s, which falls in
+    z ≥ 1. Hence J ≥ J(centre) − |J′(centre)|·half − ½N·half², with N from the closest z and the least s; useless
+    next to a kink without noise, where J ≥ J(centre) − half·steepest·√(1 + pull) takes over: that is the Lipschitz
+    constant since E|1 + rZ| ≤ √(1 + r²).
+    """
+    jump, bend = pieces.slope_jump[stakes.agent], pieces.curvature_jump[stakes.agent]
+    gap = (stakes.others + centre)[:, None] - pieces.kinks
+
+    def deviation(own: Array) -> Array:
+        # As in expected_moments: less noise than this is lost in rounding.
+        return np.sqrt(np.maximum(stakes.noise + stakes.pull * own * own, 1e-36))[:, None]
+
+    spread = deviation(centre)
+    z = gap / spread
+    below, density = normal_cdf(z), np.exp(-0.5 * z * z) * (0.5 / np.pi) ** 0.5
+    # Expectations of max(0, total − kink) and of its square.
+    above = gap * below + spread * density
+    square = (gap * gap + spread * spread) * below + gap * spread * density
+    cost = np.sum(jump * above + 0.5 * bend * square, axis=-1)
+    by_mean = np.sum(jump * below + bend * above, axis=-1)
+    by_mean_twice = np.sum(jump * density / spread + bend * below, axis=-1)
+    # The derivative in the variance is half the second one in the mean (heat equation).
+    slope = by_mean + stakes.pull * centre * by_mean_twice
+
+    least = deviation(np.maximum(np.abs(centre) - half, 0.0))[:, 0]
+    closest = np.maximum((np.abs(gap) - half[:, None]) / deviation(np.abs(centre) + half), 1.0)
+    peak = (1.0 + closest * closest) * np.exp(-0.5 * closest * closest) * (0.5 / np.pi) ** 0.5
+    concavity = (1.0 + stakes.pull) * np.sum(np.maximum(-jump, 0.0) * peak, axis=-1) / least
+    first_order = pieces.steepest[stakes.agent] * np.sqrt(1.0 + stakes.pull) * half
+    return cost, cost - np.minimum(first_order, (np.abs(slope) + 0.5 * concavity * half) * half)
+
+
 class Certified(NamedTuple):
     """Best responses found by search, with a proven bound on what was missed."""
 
@@ -140,70 +224,61 @@ def best_response(
 ) -> Certified:
     """Best unilateral deviation of every agent under physical settlement with expected cost.
 
-    Branch and bound on each agent's own shift with its least variance (more noise than that is compared too: the
-    gain is measured from the profile as it is). The cost is Lipschitz in the own shift with constant
-    L(1 + √(2/π)/√(2A)), L the steepest slope of the agent's cost in the report total; intervals that cannot hold
-    anything better by ``tolerance`` are dropped. NumPy only.
+    Branch and bound on each agent's own shift with its least variance, all agents and rows at once: intervals that
+    :func:`cost_on_interval` shows to hold nothing better by ``tolerance`` are dropped, others halved. More noise
+    than the least is compared too: the gain is measured from the profile as it is. The bound is proven up to
+    rounding. NumPy only.
 
     Args:
         params: of the scenario.
         shift: ``(..., N)`` with ``|x| ≤ α``.
-        variance: ``(..., N)`` at least :func:`least_variance`.
+        variance: ``(..., N)`` at least :func:`~p2penv.communication.rules.least_variance`.
         y: ``(..., N)`` private information; the scenario's own if not given.
-        tolerance: largest gap between ``gain`` and ``bound`` [$].
+        tolerance: largest gap between ``gain`` and ``bound``, > 0 [$].
+
+    Raises:
+        ValueError: tolerance not positive.
     """
-    y = params.nominal_demand - params.renewable_generation if y is None else y
-    shape = np.broadcast_shapes(shift.shape, y.shape)
-    shift, variance, y = (np.broadcast_to(array, shape).reshape(-1, shape[-1]) for array in (shift, variance, y))
-    found = [
-        np.stack([_search(params, *row, n, tolerance) for n in range(shape[-1])])
-        for row in zip(shift, variance, y, strict=True)
-    ]
-    stacked = np.stack(found).reshape(*shape, 3)
-    return Certified(stacked[..., 0], stacked[..., 1], stacked[..., 2])
+    if not tolerance > 0:
+        raise ValueError(f"tolerance must be > 0, got {tolerance!r}")
+    y = private(params, y)
+    shape = np.broadcast_shapes(shift.shape, variance.shape, y.shape)
+    shift, variance, y = (np.asarray(np.broadcast_to(array, shape), dtype=float) for array in (shift, variance, y))
+    agent = np.broadcast_to(np.arange(shape[-1]), shape).ravel()
+    total = (y + shift).sum(axis=-1, keepdims=True)
+    spread = variance.sum(axis=-1, keepdims=True)
+    noise = np.maximum(spread - variance, 0.0) + params.variance_floor
+    stakes = Stakes(agent, (total - shift).ravel(), noise.ravel(), params.variance_slope[agent])
+    pieces = cost_pieces(params)
 
+    def evaluate(stakes: Stakes, centre: Array, half: Array) -> tuple[Array, Array]:
+        """:func:`cost_on_interval` in blocks that fit the cache."""
+        blocks = np.array_split(np.arange(centre.size), 1 + centre.size * pieces.kinks.size // 2**16)
+        parts = [
+            cost_on_interval(pieces, Stakes(*(field[block] for field in stakes)), centre[block], half[block])
+            for block in blocks
+        ]
+        return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
 
-def steepest_slope(params: Params) -> Array:
-    """Largest |d cost_n / d total| ``(N,)`` over all report totals, from the two ends of every piece [$/MWh]."""
-    knots = params.clearing.knots
-    ends = np.stack([params.clearing.point[1:-1], params.clearing.point[2:]])  # prices at the ends of inner pieces
-    rate = params.clearing.rate[1:-1]
-    middle = 0.5 * (ends[0] + ends[1])[:, None]
-    points, _ = clip_points(params)
-    size = params.slope.shape[-1]
-    low, high = points[: 2 * size], points[2 * size :]
-    active = (middle > low) & (middle < high)
-    own = np.where(active[:, :size], 1.0 / params.generation_curvature, 0.0)
-    cut = np.where(active[:, size:], 0.5 / params.discomfort, 0.0)
-    served = own + cut
-    linear = -trading_change(params, served) - (params.wholesale_price / size) * served.sum(axis=-1, keepdims=True)
-    slopes = [(price[:, None] * served + linear) * rate[:, None] for price in ends]
-    return np.abs(np.concatenate(slopes)).max(axis=0, initial=0.0) if knots.size > 1 else np.zeros(size)
-
-
-def _search(params: Params, shift: Array, variance: Array, y: Array, agent: int, tolerance: float) -> Array:
-    others = shift.sum() - shift[agent] + y.sum()
-    others_variance = variance.sum() - variance[agent]
-
-    def cost(own: Array) -> Array:
-        noise = params.variance_floor[agent] + params.variance_slope[agent] * own * own
-        return bill(params, expected_moments(params, others + own, others_variance + noise))[:, agent]
-
-    alpha = params.max_shift[agent]
-    now = bill(params, expected_moments(params, np.array([y.sum() + shift.sum()]), np.array([variance.sum()])))[
-        0, agent
-    ]
-    lipschitz = steepest_slope(params)[agent] * (1.0 + np.sqrt(2.0 / np.pi * params.variance_slope[agent]))
-    left, width = np.linspace(-alpha, alpha, 65)[:-1], alpha / 32
-    best_shift, best = float(shift[agent]), now
-    while True:
-        centre = left + 0.5 * width
-        costs = cost(centre)
-        index = int(np.argmin(costs))
-        if costs[index] < best:
-            best_shift, best = float(centre[index]), costs[index]
-        keep = costs - 0.5 * lipschitz * width < best - tolerance
-        if not keep.any():
-            return np.array([best_shift, now - best, now - best + tolerance])
-        width = 0.5 * width
-        left = np.stack([left[keep], left[keep] + width], axis=1).reshape(-1)
+    half = params.max_shift[agent]
+    # The cost as it is: the own noise may exceed the least, so it is fixed at what it is.
+    fixed = stakes._replace(noise=np.broadcast_to(spread, shape).ravel(), pull=0.0 * half)
+    now = evaluate(fixed, shift.ravel(), 0.0 * half)[0]
+    best_shift, best = shift.ravel().copy(), now.copy()
+    # Corners are the usual answer, and no interval has its centre there.
+    for corner in (-half, half):
+        cost = evaluate(stakes, corner, 0.0 * half)[0]
+        best_shift, best = np.where(cost < best, corner, best_shift), np.minimum(cost, best)
+    lowest = best.copy()
+    search, centre = np.arange(agent.size), 0.0 * half
+    while search.size:
+        cost, lower = evaluate(Stakes(*(field[search] for field in stakes)), centre, half)
+        previous = best[search]
+        np.minimum.at(best, search, cost)
+        better = (cost < previous) & (cost == best[search])
+        best_shift[search[better]] = centre[better]
+        keep = lower < best[search] - tolerance
+        np.minimum.at(lowest, search[~keep], lower[~keep])
+        search, half = np.repeat(search[keep], 2), np.repeat(0.5 * half[keep], 2)
+        centre = np.repeat(centre[keep], 2) + half * np.tile([-1.0, 1.0], half.size // 2)
+    return Certified(*(found.reshape(shape) for found in (best_shift, now - best, now - np.minimum(lowest, best))))
