@@ -9,6 +9,10 @@ TEXT = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)
 
 
+def test_nothing_is_left_to_fill_in():
+    assert not re.search(r"^[A-Z]{4,}$", TEXT, flags=re.MULTILINE)
+
+
 def test_there_is_an_example_for_each_face():
     assert len(EXAMPLES) == 7
 

@@ -116,7 +116,8 @@ def _draw_curve(axes: NDArray[Any], curve: list[dict[str, float]], metrics: dict
     left.plot(steps, [row["social_gap"] for row in curve], color=LEARNED, lw=2, label="learned")
     truthful = metrics["social_cost_truthful"]
     for key, colour, label in (("equilibrium", EXACT, "equilibrium"), ("coordinated", PLANNER, "planner")):
-        left.axhline(truthful - metrics[f"social_cost_{key}"], color=colour, ls="--", label=label)
+        level = truthful - metrics[f"social_cost_{key}"]
+        left.plot(steps[[0, -1]], [level, level], color=colour, ls="--", label=label)  # inside the axes' margins
     left.axhline(0.0, color=TRUTH, lw=1, label="truthful")
     left.set_ylabel("social cost saved [$]")
     right.semilogy(steps, np.maximum([row["nashconv"] for row in curve], 1e-9), color=LEARNED, lw=2, label="learned")
