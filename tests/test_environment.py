@@ -375,7 +375,7 @@ def test_bad_options_name_option_value_and_range(options, message):
 
 
 def test_unknown_names_are_refused():
-    with pytest.raises(TypeError, match=r"unknown option 'horizons'; options: .*horizon.*; scenario fields: .*wholesale_price"):
+    with pytest.raises(TypeError, match=r"unknown option 'horizons'; options: .*horizon.*fields: .*wholesale_price"):
         make_parallel(NAME, horizons=3)
     with pytest.raises(ValueError, match="market must be one of communication_v0; got 'communication'"):
         make_parallel("communication")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -11,7 +12,7 @@ from training.evaluate import Evaluation
 
 
 def _agents(rows: list[dict[str, Any]], played: str) -> Table:
-    table = Table(title="cost per agent [$]")
+    table = Table(title="cost per agent [$]", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("agent")
     for column in ("truthful", "equilibrium", played, "utility gap", "exploitability"):
         table.add_column(column, justify="right")
