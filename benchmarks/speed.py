@@ -116,7 +116,10 @@ def batched_steps(quick: bool) -> Iterator[Row]:
 
 
 def potential_qp(params: Params) -> tuple[Any, ...]:
-    """The equilibrium as the least weighted potential, a sparse quadratic program in (x, S), for Clarabel.
+    """The least weighted potential as a sparse quadratic program in (x, S), for Clarabel.
+
+    Where the shared bound is slack its minimiser is the variational equilibrium; where it binds, the normalised
+    equilibrium with weights B_n.
 
     B²W = ½(S + β)² + ½Σw_n x_n² − Σ(L_n)x_n up to a constant, with S = Y + Σx, |x| ≤ α and S in its interval.
     """

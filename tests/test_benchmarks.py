@@ -28,10 +28,12 @@ def test_quick_run(tmp_path, capsys):
 def test_generic_solver_is_given_the_same_problem():
     """Also where the shared bound binds."""
     clarabel = pytest.importorskip("clarabel")
-    for case in ({}, {"wholesale_price": 3.0}, {"privacy_budget": 0.2}):
+    cases: list[dict] = [{}, {"privacy_budget": 0.2}]
+    cases += [{"wholesale_price": 3.0}, {"wholesale_price": 3.0, "privacy_budget": 0.2}]
+    for case in cases:
         params = speed.load_scenario(**case).params()
         found = clarabel.DefaultSolver(*speed.potential_qp(params)).solve().x[:-1]
-        assert found == pytest.approx(speed.variational_equilibrium(params).shift, abs=1e-4)
+        assert found == pytest.approx(speed.variational_equilibrium(params, params.slope).shift, abs=1e-4)
 
 
 def test_missing_packages_are_named(monkeypatch):

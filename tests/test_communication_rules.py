@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p2penv.communication import rules
+from p2penv.communication.equilibrium import best_response, exploitability, variational_equilibrium
 from p2penv.communication.scenario import Scenario, load_scenario
 
 SIZE = 6
@@ -462,3 +463,34 @@ def test_physical_cost_has_a_gradient_everywhere():
             steps = 1e-5 * np.eye(13)
             numeric = [(social(shift + step) - social(shift - step)) / 2e-5 for step in steps]
             np.testing.assert_allclose(gradient, numeric, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda case, z: rules.clearing_price(case, z[:5]), r"reports must have shape \(..., 13\), got \(5,\)"),
+        (lambda case, z: rules.expected_cost(case, z[:5], z[:5]), r"shift must have shape \(..., 13\)"),
+        (lambda case, z: rules.expected_cost(case, z, z[:12]), r"variance must have shape \(..., 13\)"),
+        (lambda case, z: rules.expected_cost(case, z, z, settlement="phys"), "settlement must be one of"),
+        (lambda case, z: rules.realised_cost(case, z, z * np.nan), "noise of agent 0 must be finite"),
+        (lambda case, z: rules.trading_cost(case, z[:3]), "net_import must have shape"),
+        (lambda case, z: variational_equilibrium(case, infeasible="neares"), "infeasible must be one of"),
+        (lambda case, z: variational_equilibrium(case, z[:5] + 1), "weights must have shape"),
+        (
+            lambda case, z: variational_equilibrium(case, private_information=z * np.nan),
+            "private_information of agent 0",
+        ),
+        (lambda case, z: exploitability(case, z, z[:12]), "variance must have shape"),
+        (lambda case, z: best_response(case, z[:2]), "shift must have shape"),
+    ],
+)
+def test_wrong_arguments_are_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(load_scenario(), np.zeros(13))
+
+
+def test_lists_are_taken():
+    case = load_scenario()
+    assert rules.clearing_price(case, list(case.private_information)) == rules.clearing_price(
+        case, case.private_information
+    )

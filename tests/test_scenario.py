@@ -254,3 +254,12 @@ def test_params_refuse_to_lose_digits():
         assert load_scenario().params(jax.numpy).clearing.knots.dtype == np.float64
     small = load_scenario().params(np, np.float32)._replace(clearing_order=None)
     assert {leaf.dtype for leaf in jax.tree.leaves(small)} == {np.dtype(np.float32)}
+
+
+def test_trading_prices_may_be_lists_as_files_and_commands_have_them():
+    matrix = np.arange(169.0).reshape(13, 13)
+    given = load_scenario(trading_price=[[1.0] * 13, matrix.tolist()])
+    wanted = load_scenario(trading_price=(np.ones(13), matrix))
+    np.testing.assert_array_equal(given.bilateral_flows, wanted.bilateral_flows)
+    with pytest.raises(ValueError, match="trading_price must be a scalar or"):
+        load_scenario(trading_price=[1.0, 2.0])

@@ -18,6 +18,7 @@ import numpy as np
 
 from p2penv.communication import rules
 from p2penv.communication.rules import Params, as_params, least_variance, private, violation
+from p2penv.core import validation
 from p2penv.core.arrays import Array, clip, gather, namespace, row_sum, running_sum
 from p2penv.core.roots import Inverse, evaluate, invert, piecewise_root, ramp_vertices
 
@@ -160,12 +161,15 @@ def variational_equilibrium(
             cannot do.
 
     Raises:
-        ValueError: empty joint feasible set, or weights that are not positive.
+        ValueError: empty joint feasible set, weights that are not positive, wrong shape, not finite, unknown option.
     """
     params = as_params(scenario)
+    validation.choice("infeasible", infeasible, ("raise", "nearest"))
     xp = namespace(params.slope)
-    if weights is not None and not bool(xp.all(weights > 0)):
-        raise ValueError(f"weights must all be > 0, got {weights}")
+    if weights is not None:
+        (weights,) = validation.per_agent(params.slope.shape[-1], weights=weights)
+        if not bool(xp.all(weights > 0)):
+            raise ValueError(f"weights must all be > 0, got {weights}")
     y = private(params, private_information)
     steer = params.total_slope**2 / params.slope if weights is None else weights * params.total_slope**2 / params.slope
     return _profile(params, y, *_solve(params, y, params.target, steer, infeasible, floor))
@@ -184,6 +188,7 @@ def coordinated(
     at x = 0. The multiplier is that of S in the planner's problem. Arguments as in :func:`variational_equilibrium`.
     """
     params = as_params(scenario)
+    validation.choice("infeasible", infeasible, ("raise", "nearest"))
     xp = namespace(params.slope)
     y = private(params, private_information)
     common = row_sum(params.trading_slope) + params.total_slope * params.wholesale_price - params.intercept
@@ -213,16 +218,15 @@ def _response(params: Params, others: Array, total: Array, shared: Shared, penal
 
 def _prepare(
     scenario: Scenario | Params, shift: Array, shared: Shared, penalty: float, y: Array | None
-) -> tuple[Params, Array, Array]:
+) -> tuple[Params, Array, Array, Array]:
+    """Checked parameters and shift, the report total ``(...)`` and that of the others ``(..., N)``."""
     params = as_params(scenario)
-    xp = namespace(shift, params.slope)
     if shared not in ("constraint", "ignore", "penalty"):
         raise ValueError(f"shared must be 'constraint', 'ignore' or 'penalty', got {shared!r}")
     if (shared == "penalty") != (penalty > 0):
         raise ValueError(f"penalty must be > 0 with shared='penalty' and 0 otherwise, got {penalty!r} with {shared!r}")
-    if shift.shape[-1:] != params.slope.shape[-1:]:
-        raise ValueError(f"shift must have shape (..., {params.slope.shape[-1]}), got {shift.shape}")
-    if xp is np:
+    (shift,) = validation.per_agent(params.slope.shape[-1], shift=shift)
+    if isinstance(shift, np.ndarray):
         # float32 actions reach α up to rounding.
         outside = ~(np.abs(shift) <= params.max_shift * (1 + 1e-6))
         if outside.any():
@@ -230,7 +234,7 @@ def _prepare(
             allowed = float(params.max_shift[index[-1]])
             raise ValueError(f"shift of agent {index[-1]} must be within ±{allowed:g} MWh (8d), got {shift[index]}")
     total = row_sum(private(params, y) + shift)
-    return params, total, total[..., None] - shift
+    return params, shift, total, total[..., None] - shift
 
 
 def best_response(
@@ -254,7 +258,7 @@ def best_response(
     Raises:
         ValueError: wrong shape, shift out of range, unknown notion.
     """
-    params, total, others = _prepare(scenario, shift, shared, penalty, private_information)
+    params, shift, total, others = _prepare(scenario, shift, shared, penalty, private_information)
     return _response(params, others, total, shared, penalty)
 
 
@@ -275,10 +279,10 @@ def exploitability(
     Raises:
         ValueError: as :func:`best_response`; variance below the least one.
     """
-    params, total, others = _prepare(scenario, shift, shared, penalty, private_information)
+    params, shift, total, others = _prepare(scenario, shift, shared, penalty, private_information)
+    (variance,) = validation.per_agent(params.slope.shape[-1], variance=variance)
     least = least_variance(params, shift)
-    xp = namespace(shift, variance)
-    if xp is np:
+    if isinstance(variance, np.ndarray):
         short = ~(variance >= least * (1 - 1e-6))
         if short.any():
             index = tuple(int(i) for i in np.argwhere(short)[0])
@@ -294,7 +298,7 @@ def exploitability(
     if shared == "penalty":
         before, after = violation(params, total)[..., None], violation(params, total[..., None] + change)
         gain = gain + 0.5 * penalty * (before - after) * (before + after)
-    return gain
+    return gain + 0.0  # no negative zeros
 
 
 def potential(

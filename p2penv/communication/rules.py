@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
+from p2penv.core import validation
 from p2penv.core.arrays import Array, clip, namespace, row_sum
 from p2penv.core.roots import Inverse, evaluate, invert, ramp_vertices
 
@@ -141,10 +142,14 @@ def derive(params: Params) -> Params:
 
 
 def private(params: Params, private_information: Array | None) -> Array:
-    """``private_information (..., N)``, or the scenario's own y_n = D*_n − ΔG_n [MWh]."""
+    """``private_information (..., N)``, or the scenario's own y_n = D*_n − ΔG_n [MWh].
+
+    Raises:
+        ValueError: wrong shape or not finite.
+    """
     if private_information is None:
         return params.nominal_demand - params.renewable_generation
-    return private_information
+    return validation.per_agent(params.slope.shape[-1], private_information=private_information)[0]
 
 
 def price_at(params: Params, total: Array, bounded: bool) -> Array:
@@ -166,8 +171,12 @@ def clearing_price(scenario: Scenario | Params, reports: Array, bounded: bool = 
 
     Returns:
         ``(...)`` λ [$/MWh].
+
+    Raises:
+        ValueError: wrong shape or not finite.
     """
     params = as_params(scenario)
+    (reports,) = validation.per_agent(params.slope.shape[-1], reports=reports)
     return price_at(params, row_sum(reports), bounded)
 
 
@@ -197,6 +206,7 @@ def trading_cost(scenario: Scenario | Params, net_import: Array) -> Array:
     node 0 once ΣQ ≠ 0, hence ``Scenario.bookkeeping``.
     """
     params = as_params(scenario)
+    (net_import,) = validation.per_agent(params.slope.shape[-1], net_import=net_import)
     return trading_change(params, net_import - params.bilateral_import) + params.bilateral_cost
 
 
@@ -226,6 +236,9 @@ def privacy_price(scenario: Scenario | Params, shift: Array, form: Literal["pape
     ``"paper"``: B_n|x_n|/(2B²), Proposition 11. ``"kkt"``: B_n|x_n|/(2A_nB²), the multiplier of (8e) written as
     |x_n| ≤ σ_n√(2A_n), which the paper's own first-order condition implies [$/MWh]. They agree at A = 1. The range
     printed under the paper's Figure 1 (1.129e-3 to 2.827e-2) comes from neither.
+
+    With a variance floor V does not depend on the shift and this is the price of the budget the floor is made from,
+    not a multiplier.
 
     Raises:
         ValueError: unknown form.
@@ -280,8 +293,13 @@ def expected_cost(
 
     ``"analytic"``: the paper's, with the interior price (6). ``"physical"``: the market is cleared within its
     bounds and the expectation over the noise is exact.
+
+    Raises:
+        ValueError: unknown settlement, wrong shape or not finite.
     """
     params = as_params(scenario)
+    validation.choice("settlement", settlement, ("analytic", "physical"))
+    shift, variance = validation.per_agent(params.slope.shape[-1], shift=shift, variance=variance)
     y = private(params, private_information)
     if settlement == "physical":
         from p2penv.communication import physical
@@ -297,8 +315,14 @@ def realised_cost(
     settlement: Settlement = "analytic",
     private_information: Array | None = None,
 ) -> Array:
-    """Cost ``(..., N)`` once the noise ε ``(..., N)`` [MWh] is drawn: reports are y + x + ε [$]."""
+    """Cost ``(..., N)`` once the noise ε ``(..., N)`` [MWh] is drawn: reports are y + x + ε [$].
+
+    Raises:
+        ValueError: unknown settlement, wrong shape or not finite.
+    """
     params = as_params(scenario)
+    validation.choice("settlement", settlement, ("analytic", "physical"))
+    shift, noise = validation.per_agent(params.slope.shape[-1], shift=shift, noise=noise)
     y = private(params, private_information)
     deviation = row_sum(shift + noise)
     if settlement == "physical":

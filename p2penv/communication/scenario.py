@@ -69,7 +69,10 @@ class Scenario:
     root_price: Floats
     """(N,) c_0n, trading price with node 0; all equal where trading is homogeneous [$/MWh]"""
     price_matrix: Floats | None = None
-    """(N, N) c_nm, what n pays per MWh imported from m, read on the lines only; None: homogeneous [$/MWh]"""
+    """(N, N) c_nm, what n pays per MWh imported from m; None: homogeneous [$/MWh]
+
+    Read only on lines that do not touch node 0, whose price is ``root_price``; bookkeeping is "root" then.
+    """
     lines: NDArray[np.int64] = dataclasses.field(default_factory=lambda: np.zeros((0, 2), np.int64))
     """(L, 2) pairs of neighbours"""
     line_capacity: Floats = dataclasses.field(default_factory=lambda: np.zeros(0))
@@ -359,8 +362,8 @@ class Scenario:
 
 
 def _trading_fields(price: ArrayLike | tuple[ArrayLike, ArrayLike]) -> dict[str, Any]:
-    if isinstance(price, tuple):
-        if len(price) != 2:
+    if isinstance(price, tuple | list):
+        if len(price) != 2 or np.ndim(price[1]) != 2:
             raise ValueError("trading_price must be a scalar or (root prices (N,), price matrix (N, N))")
         return {"root_price": price[0], "price_matrix": price[1]}
     if np.ndim(price) != 0:

@@ -45,6 +45,33 @@ def vector(
     return array
 
 
+def per_agent(size: int, **values: Any) -> list[Any]:
+    """Each value as an array ``(..., size)``, lists as NumPy ones; leading axes must go together.
+
+    Only NumPy values are checked to be finite: compiled code cannot look at values.
+    """
+    arrays = [value if hasattr(value, "shape") else floats(name, value) for name, value in values.items()]
+    for name, array in zip(values, arrays, strict=True):
+        if array.shape[-1:] != (size,):
+            raise ValueError(f"{name} must have shape (..., {size}), got {tuple(array.shape)}")
+        if not isinstance(array, np.ndarray):
+            continue
+        if array.dtype.kind not in "fiub":
+            raise TypeError(f"{name} must hold numbers, got an array of {array.dtype}")
+        finite = np.isfinite(array)
+        if not finite.all():
+            index = tuple(int(i) for i in np.argwhere(~finite)[0])
+            raise ValueError(f"{name} of agent {index[-1]} must be finite, got {float(array[index])!r}")
+    shapes = {tuple(array.shape) for array in arrays}
+    if len(shapes) > 1:
+        try:
+            np.broadcast_shapes(*shapes)
+        except ValueError:
+            found = ", ".join(f"{name} {tuple(array.shape)}" for name, array in zip(values, arrays, strict=True))
+            raise ValueError(f"leading axes must be equal or broadcast, got shapes {found}") from None
+    return arrays
+
+
 def floats(name: str, value: Any) -> NDArray[np.float64]:
     """``value`` as a float array, or an error that names the field."""
     try:
