@@ -352,7 +352,8 @@ class Scenario:
             generation_min=np.zeros(n),
             generation_max=generation * rng.uniform(1.3, 3.0, n),
             max_shift=rng.uniform(0.5, 3.0, n),
-            privacy_budget=10.0 ** rng.uniform(-1.0, 1.5, n),
+            # Shrinking with the market, or every agent of a large one would report at a bound.
+            privacy_budget=10.0 ** rng.uniform(-1.0, 1.0, n) / n,
             wholesale_price=rng.uniform(3.0, 6.0),
             root_price=np.full(n, rng.uniform(0.5, 2.0)),
             lines=np.unique(pairs, axis=0),
