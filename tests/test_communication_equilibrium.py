@@ -407,10 +407,25 @@ def test_batch_equals_loop(solve, case):
             assert rules.violation(scenario.params(), total) < 1e-9
 
 
+@pytest.mark.parametrize("size", [10, 100, 10_000])
+def test_random_markets_of_any_size_have_agents_at_both_ends_and_in_between(size):
+    inside, above = [], []
+    for seed in range(200_000 // size if size > 1000 else 40):
+        scenario = Scenario.random(size, seed)
+        shift = variational_equilibrium(scenario).shift
+        inside.append(np.mean(np.abs(shift) < 0.999 * scenario.max_shift))
+        above.append(np.mean(shift >= 0.999 * scenario.max_shift))
+    assert np.mean(inside) > 0.15
+    assert 0.1 < np.mean(above) < 0.6
+
+
 def test_large_market():
-    scenario = Scenario.random(2000, 0)
+    scenario = Scenario.random(100_000, 0)
     result = variational_equilibrium(scenario)
-    assert np.mean(np.abs(result.shift) < 0.999 * scenario.max_shift) > 0.05  # not all at a bound
+    inside = np.abs(result.shift) < 0.999 * scenario.max_shift
+    assert inside.mean() > 0.1
+    # Stationary where interior: F_n = 0, a difference of terms of 1e-4.
+    np.testing.assert_allclose(gradient(scenario, result.shift)[inside], 0.0, atol=1e-15)
     gain = exploitability(scenario, result.shift, result.variance)
     assert gain.min() >= -1e-12
     assert gain.max() < 1e-12
@@ -423,6 +438,12 @@ def test_refusals():
     weights[4] = 0.0
     with pytest.raises(ValueError, match="weights must all be > 0"):
         variational_equilibrium(scenario, weights)
+    with pytest.raises(ValueError, match=re.escape("weights must have shape (13,), got (2, 13)")):
+        variational_equilibrium(scenario, np.ones((2, 13)))
+    for privacy, floor in (("budget", True), ("floor", False)):
+        for solve in (variational_equilibrium, coordinated):
+            with pytest.raises(ValueError, match=f"floor must be {not floor} or None .* got {floor}"):
+                solve(scenario.replace(privacy=privacy), floor=floor)
     far = zero.copy()
     far[5] = 3.1
     for measure in (lambda x: best_response(scenario, x), lambda x: exploitability(scenario, x, x * x)):
@@ -441,6 +462,15 @@ def test_refusals():
     for shared, penalty in (("penalty", 0.0), ("ignore", 1.0), ("constraint", 1.0)):
         with pytest.raises(ValueError, match="penalty must be > 0 with shared='penalty' and 0 otherwise"):
             best_response(scenario, zero, shared, penalty)
+
+
+def test_zero_gain_is_not_minus_zero():
+    for case in ({}, {"privacy_budget": 0.2}, {"wholesale_price": 3.0}):
+        scenario = load_scenario(**case)
+        result = variational_equilibrium(scenario)
+        gain = exploitability(scenario, result.shift, result.variance)
+        assert (gain == 0).any()
+        assert not np.signbit(gain[gain == 0]).any()
 
 
 # Exploitability.

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p2penv.communication import rules
-from p2penv.communication.equilibrium import best_response, exploitability, variational_equilibrium
+from p2penv.communication.equilibrium import best_response, exploitability, potential, variational_equilibrium
 from p2penv.communication.scenario import Scenario, load_scenario
 
 SIZE = 6
@@ -482,6 +482,16 @@ def test_physical_cost_has_a_gradient_everywhere():
         ),
         (lambda case, z: exploitability(case, z, z[:12]), "variance must have shape"),
         (lambda case, z: best_response(case, z[:2]), "shift must have shape"),
+        (lambda case, z: potential(case, z, z[:2]), "variance must have shape"),
+        (
+            lambda case, z: rules.expected_cost(case, z, z, private_information=[1.0] * 12),
+            r"private_information must have shape \(..., 13\), got \(12,\)",
+        ),
+        (
+            lambda case, z: rules.expected_cost(case, z + np.zeros((3, 1)), z, private_information=np.ones((4, 13))),
+            r"leading axes .* shift \(3, 13\), variance \(13,\), private_information \(4, 13\)",
+        ),
+        (lambda case, z: exploitability(case, z + np.zeros((3, 1)), z + np.zeros((4, 1))), "leading axes must be"),
     ],
 )
 def test_wrong_arguments_are_named(call, message):
@@ -494,3 +504,8 @@ def test_lists_are_taken():
     assert rules.clearing_price(case, list(case.private_information)) == rules.clearing_price(
         case, case.private_information
     )
+    zero = np.zeros(13)
+    for measure in (rules.expected_cost, rules.realised_cost, exploitability, potential):
+        np.testing.assert_array_equal(measure(case, [0.0] * 13, [0.0] * 13), measure(case, zero, zero))
+    for mine, other in zip(rules.dispatch(case, 7), rules.dispatch(case, np.array(7.0)), strict=True):
+        np.testing.assert_array_equal(mine, other)

@@ -1,6 +1,8 @@
 """Scenarios: what is refused and how it is said, files, overrides, random instances, namespaces."""
 
+import copy
 import dataclasses
+import pickle
 import re
 
 import jax
@@ -28,6 +30,7 @@ PAIR = {
     "root_price": 1.0,
 }
 LINE = {"lines": [[0, 1]], "line_capacity": 4.0}
+TRIO = {"discomfort": [1.0] * 3, "renewable_generation": 5.0, "lines": [[1, 2]], "line_capacity": 4.0}
 NAN, INF = float("nan"), float("inf")
 
 
@@ -70,7 +73,7 @@ NAN, INF = float("nan"), float("inf")
         ({"positions": [[0.0, 0.0]]}, "positions must be finite and of shape (2, 2), got shape (1, 2)"),
         ({"root_price": [1.0, 2.0]}, "root_price differs between agents: give price_matrix too"),
         ({"price_matrix": np.ones((3, 3))}, "price_matrix must have shape (2, 2), got (3, 3)"),
-        ({**LINE, "price_matrix": np.full((2, 2), NAN)}, "price_matrix must be finite on line (0, 1)"),
+        ({**TRIO, "price_matrix": np.full((3, 3), NAN)}, "price_matrix must be finite on line (1, 2)"),
         ({**LINE, "symmetric_flow": 1.0}, "symmetric_flow needs a price_matrix with equal prices on the line"),
     ],
 )
@@ -263,3 +266,31 @@ def test_trading_prices_may_be_lists_as_files_and_commands_have_them():
     np.testing.assert_array_equal(given.bilateral_flows, wanted.bilateral_flows)
     with pytest.raises(ValueError, match="trading_price must be a scalar or"):
         load_scenario(trading_price=[1.0, 2.0])
+    with pytest.raises(TypeError, match="price_matrix must hold numbers"):
+        load_scenario(trading_price=[1.0, [[1.0, 2.0], [3.0]]])
+
+
+def test_prices_of_lines_at_node_0_are_not_read():
+    scenario = load_scenario()
+    matrix = np.arange(169.0).reshape(13, 13)
+    blank = matrix.copy()
+    blank[0] = blank[:, 0] = NAN
+    both = [scenario.replace(trading_price=(1.0, prices)).params() for prices in (matrix, blank)]
+    for mine, other in zip(*map(jax.tree.leaves, both), strict=True):
+        np.testing.assert_array_equal(mine, other)
+    # Node 0 books the rest then, whatever the field says.
+    assert both[0].root_books[0] == 1.0
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda scenario: pickle.loads(pickle.dumps(scenario))])
+def test_copies_are_equal_and_read_only(copied):
+    first = Scenario.random(5, 0).replace(positions=np.ones((5, 2)), trading_price=(1.0, np.eye(5)))
+    params = first.params()
+    for scenario in (first, copied(first)):
+        for field in dataclasses.fields(Scenario):
+            value = getattr(scenario, field.name)
+            np.testing.assert_array_equal(value, getattr(first, field.name))
+            assert not isinstance(value, np.ndarray) or not value.flags.writeable, field.name
+        for mine, other in zip(jax.tree.leaves(scenario.params()), jax.tree.leaves(params), strict=True):
+            np.testing.assert_array_equal(mine, other)
+            assert not isinstance(mine, np.ndarray) or not mine.flags.writeable

@@ -98,12 +98,28 @@ def _shifts(distance: Array, rate: Array | None, reach: Array, total: Array) -> 
     return xp.where(tied, clip(level[..., None], -room, room), fixed)
 
 
+def _is_flat(params: Params, floor: bool | None) -> bool:
+    """Whether the least variance is a floor, so that it does not depend on the shift."""
+    if floor is not None and not isinstance(params.variance_slope, np.ndarray):
+        return floor
+    found = bool((params.variance_slope == 0).all())
+    if floor not in (None, found):
+        raise ValueError(f"floor must be {found} or None with these parameters, got {floor!r}")
+    return found
+
+
+def _context(scenario: Scenario | Params, private_information: Array | None, infeasible: str) -> tuple[Params, Array]:
+    params = as_params(scenario)
+    validation.choice("infeasible", infeasible, ("raise", "nearest"))
+    return params, private(params, private_information)
+
+
 def _solve(
     params: Params, y: Array, aim: Array, weights: Array, infeasible: str, floor: bool | None
 ) -> tuple[Array, Array, Array]:
     """Shifts, multiplier and emptiness for x_n = clip((aim_n + θ weights_n − S)/w_n, ±α_n), S = Σ(y + x)."""
     xp = namespace(y, params.slope)
-    flat = bool((params.variance_slope == 0).all()) if floor is None else floor
+    flat = _is_flat(params, floor)
     reach, load = params.max_shift, row_sum(y)
     low, high, empty = _checked(params, y, infeasible)
     # θ = 0: S − Σx(S) = Y, and Σ(−x) increases in S.
@@ -134,7 +150,7 @@ def _solve(
 def _profile(params: Params, y: Array, shift: Array, multiplier: Array, nearest: Array) -> Equilibrium:
     variance = least_variance(params, shift)
     price = rules.price_at(params, row_sum(y + shift), bounded=False)
-    cost = rules.expected_cost(params, shift, variance, private_information=y)
+    cost = rules.interior_cost(params, y, row_sum(shift), row_sum(variance))
     return Equilibrium(shift, variance, price, multiplier, cost, nearest)
 
 
@@ -158,20 +174,20 @@ def variational_equilibrium(
         infeasible: where no report total in reach keeps (8b), (8c): ``"raise"``, or play the ``"nearest"`` total
             and flag it.
         floor: whether the least variance is a floor; looked up in the parameters unless given, which compiled code
-            cannot do.
+            cannot do. Where it can be looked up it must agree.
 
     Raises:
         ValueError: empty joint feasible set, weights that are not positive, wrong shape, not finite, unknown option.
     """
-    params = as_params(scenario)
-    validation.choice("infeasible", infeasible, ("raise", "nearest"))
-    xp = namespace(params.slope)
+    params, y = _context(scenario, private_information, infeasible)
+    steer = params.total_slope**2 / params.slope
     if weights is not None:
         (weights,) = validation.per_agent(params.slope.shape[-1], weights=weights)
-        if not bool(xp.all(weights > 0)):
+        if weights.ndim > 1:
+            raise ValueError(f"weights must have shape {tuple(params.slope.shape)}, got {tuple(weights.shape)}")
+        if not bool((weights > 0).all()):
             raise ValueError(f"weights must all be > 0, got {weights}")
-    y = private(params, private_information)
-    steer = params.total_slope**2 / params.slope if weights is None else weights * params.total_slope**2 / params.slope
+        steer = weights * steer
     return _profile(params, y, *_solve(params, y, params.target, steer, infeasible, floor))
 
 
@@ -187,10 +203,8 @@ def coordinated(
     node 0 books the rest. Proposition 8 (Σŷ = Σy) fixes only the expected price; costs equal truthful ones only
     at x = 0. The multiplier is that of S in the planner's problem. Arguments as in :func:`variational_equilibrium`.
     """
-    params = as_params(scenario)
-    validation.choice("infeasible", infeasible, ("raise", "nearest"))
+    params, y = _context(scenario, private_information, infeasible)
     xp = namespace(params.slope)
-    y = private(params, private_information)
     common = row_sum(params.trading_slope) + params.total_slope * params.wholesale_price - params.intercept
     ones = xp.ones_like(params.slope)
     shift, multiplier, nearest = _solve(params, y, common * ones, params.total_slope * ones, infeasible, floor)
@@ -217,15 +231,16 @@ def _response(params: Params, others: Array, total: Array, shared: Shared, penal
 
 
 def _prepare(
-    scenario: Scenario | Params, shift: Array, shared: Shared, penalty: float, y: Array | None
-) -> tuple[Params, Array, Array, Array]:
-    """Checked parameters and shift, the report total ``(...)`` and that of the others ``(..., N)``."""
+    scenario: Scenario | Params, shared: Shared, penalty: float, y: Array | None, **profile: Array
+) -> tuple[Params, Array, Array, list[Array]]:
+    """Parameters, the report total ``(...)``, that of the others ``(..., N)``, and the profile as checked arrays."""
     params = as_params(scenario)
     if shared not in ("constraint", "ignore", "penalty"):
         raise ValueError(f"shared must be 'constraint', 'ignore' or 'penalty', got {shared!r}")
     if (shared == "penalty") != (penalty > 0):
         raise ValueError(f"penalty must be > 0 with shared='penalty' and 0 otherwise, got {penalty!r} with {shared!r}")
-    (shift,) = validation.per_agent(params.slope.shape[-1], shift=shift)
+    *arrays, y = validation.per_agent(params.slope.shape[-1], **profile, private_information=private(params, y))
+    shift = arrays[0]
     if isinstance(shift, np.ndarray):
         # float32 actions reach α up to rounding.
         outside = ~(np.abs(shift) <= params.max_shift * (1 + 1e-6))
@@ -233,8 +248,8 @@ def _prepare(
             index = tuple(int(i) for i in np.argwhere(outside)[0])
             allowed = float(params.max_shift[index[-1]])
             raise ValueError(f"shift of agent {index[-1]} must be within ±{allowed:g} MWh (8d), got {shift[index]}")
-    total = row_sum(private(params, y) + shift)
-    return params, shift, total, total[..., None] - shift
+    total = row_sum(y + shift)
+    return params, total, total[..., None] - shift, arrays
 
 
 def best_response(
@@ -256,9 +271,9 @@ def best_response(
         private_information: ``(..., N)`` y [MWh].
 
     Raises:
-        ValueError: wrong shape, shift out of range, unknown notion.
+        ValueError: wrong shape, not finite, shift out of range, unknown notion.
     """
-    params, shift, total, others = _prepare(scenario, shift, shared, penalty, private_information)
+    params, total, others, _ = _prepare(scenario, shared, penalty, private_information, shift=shift)
     return _response(params, others, total, shared, penalty)
 
 
@@ -279,8 +294,9 @@ def exploitability(
     Raises:
         ValueError: as :func:`best_response`; variance below the least one.
     """
-    params, shift, total, others = _prepare(scenario, shift, shared, penalty, private_information)
-    (variance,) = validation.per_agent(params.slope.shape[-1], variance=variance)
+    params, total, others, (shift, variance) = _prepare(
+        scenario, shared, penalty, private_information, shift=shift, variance=variance
+    )
     least = least_variance(params, shift)
     if isinstance(variance, np.ndarray):
         short = ~(variance >= least * (1 - 1e-6))
@@ -308,8 +324,17 @@ def potential(
 
     W = [(S + β)² + ΣV]/(2B²) − Σ(ℓ_n/B_n)x_n. No Assumption 17 is needed. (The printed potential of Proposition 18
     has H/B on V where H/(2B) is right, and cHŷ/B where cHŷ is.) It does not extend to the penalised game.
+
+    Raises:
+        ValueError: wrong shape or not finite.
     """
     params = as_params(scenario)
-    level = row_sum(private(params, private_information) + shift) + params.intercept
+    shift, variance, y = validation.per_agent(
+        params.slope.shape[-1],
+        shift=shift,
+        variance=variance,
+        private_information=private(params, private_information),
+    )
+    level = row_sum(y + shift) + params.intercept
     quadratic = (level * level + row_sum(variance)) / (2.0 * params.total_slope**2)
     return quadratic - row_sum(params.incentive / params.slope * shift)

@@ -183,6 +183,7 @@ def clearing_price(scenario: Scenario | Params, reports: Array, bounded: bool = 
 def dispatch(scenario: Scenario | Params, price: Array, bounded: bool = False) -> tuple[Array, Array]:
     """Generation G and demand cut D* − D ``(..., N)`` at prices ``(...)``, clipped to (2b), (2c) if bounded [MWh]."""
     params = as_params(scenario)
+    price = price if hasattr(price, "shape") else validation.floats("price", price)
     generation = (price[..., None] - params.generation_price) / params.generation_curvature
     cut = price[..., None] * (0.5 / params.discomfort)
     if not bounded:
@@ -207,6 +208,10 @@ def trading_cost(scenario: Scenario | Params, net_import: Array) -> Array:
     """
     params = as_params(scenario)
     (net_import,) = validation.per_agent(params.slope.shape[-1], net_import=net_import)
+    return _trading_cost(params, net_import)
+
+
+def _trading_cost(params: Params, net_import: Array) -> Array:
     return trading_change(params, net_import - params.bilateral_import) + params.bilateral_cost
 
 
@@ -271,13 +276,13 @@ def utility_gap(params: Params, load: Array, deviation: Array, extra_variance: A
     return params.incentive * deviation[..., None] - params.weight * quadratic[..., None]
 
 
-def _interior_cost(params: Params, y: Array, deviation: Array, variance: Array | float) -> Array:
-    """Own cost (8a) at a report total of Σy + deviation with the given variance of the total ``(..., N)``."""
+def interior_cost(params: Params, y: Array, deviation: Array, variance: Array | float) -> Array:
+    """Own cost (8a) ``(..., N)`` at a report total of Σy + deviation, its variance given; unchecked [$]."""
     price = (row_sum(y) + deviation + params.intercept) / params.total_slope
     return (
         0.5 * params.slope * (price * price + variance / params.total_slope**2)[..., None]
         + params.standing_cost
-        + trading_cost(params, y + params.offset - params.slope * price[..., None])
+        + _trading_cost(params, y + params.offset - params.slope * price[..., None])
         - (params.wholesale_price / y.shape[-1]) * deviation[..., None]
     )
 
@@ -299,13 +304,17 @@ def expected_cost(
     """
     params = as_params(scenario)
     validation.choice("settlement", settlement, ("analytic", "physical"))
-    shift, variance = validation.per_agent(params.slope.shape[-1], shift=shift, variance=variance)
-    y = private(params, private_information)
+    shift, variance, y = validation.per_agent(
+        params.slope.shape[-1],
+        shift=shift,
+        variance=variance,
+        private_information=private(params, private_information),
+    )
     if settlement == "physical":
         from p2penv.communication import physical
 
         return physical.expected_cost(params, shift, variance, y)
-    return _interior_cost(params, y, row_sum(shift), row_sum(variance))
+    return interior_cost(params, y, row_sum(shift), row_sum(variance))
 
 
 def realised_cost(
@@ -322,11 +331,12 @@ def realised_cost(
     """
     params = as_params(scenario)
     validation.choice("settlement", settlement, ("analytic", "physical"))
-    shift, noise = validation.per_agent(params.slope.shape[-1], shift=shift, noise=noise)
-    y = private(params, private_information)
+    shift, noise, y = validation.per_agent(
+        params.slope.shape[-1], shift=shift, noise=noise, private_information=private(params, private_information)
+    )
     deviation = row_sum(shift + noise)
     if settlement == "physical":
         from p2penv.communication import physical
 
         return physical.realised_cost(params, deviation, y)
-    return _interior_cost(params, y, deviation, 0.0)
+    return interior_cost(params, y, deviation, 0.0)

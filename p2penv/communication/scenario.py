@@ -131,6 +131,10 @@ class Scenario:
                 f"{low:g} and at most {high:g} $/MWh; widen generation_min/max, demand_min/max or lower margin"
             )
 
+    def __reduce__(self) -> tuple[type[Scenario], tuple[Any, ...]]:
+        # Built anew when copied or unpickled: NumPy's copies could be written to.
+        return type(self), tuple(getattr(self, field.name) for field in dataclasses.fields(self))
+
     def _set(self, field: str, value: Any) -> None:
         object.__setattr__(self, field, value)
 
@@ -155,6 +159,7 @@ class Scenario:
             positions = validation.floats("positions", self.positions)
             if positions.shape != (size, 2) or not np.isfinite(positions).all():
                 raise ValueError(f"positions must be finite and of shape ({size}, 2), got shape {positions.shape}")
+            positions.flags.writeable = False
             self._set("positions", positions)
 
     def _check_prices(self, size: int) -> None:
@@ -168,11 +173,12 @@ class Scenario:
         if matrix.shape != (size, size):
             raise ValueError(f"price_matrix must have shape ({size}, {size}), got {matrix.shape}")
         first, second = self.lines.T
-        used = np.stack([matrix[first, second], matrix[second, first]])
-        if not np.isfinite(used).all():
-            line = self.lines[int(np.argmax(~np.isfinite(used).all(0)))]
+        used, clear = np.stack([matrix[first, second], matrix[second, first]]), (first != 0) & (second != 0)
+        unknown = clear & ~np.isfinite(used).all(0)
+        if unknown.any():
+            line = self.lines[int(np.argmax(unknown))]
             raise ValueError(f"price_matrix must be finite on line ({line[0]}, {line[1]})")
-        tied = (used[0] == used[1]) & (first != 0) & (second != 0)
+        tied = (used[0] == used[1]) & clear
         wrong = (~tied & (self.symmetric_flow != 0)) | (np.abs(self.symmetric_flow) > self.line_capacity)
         if wrong.any():
             line = int(np.argmax(wrong))
@@ -238,7 +244,11 @@ class Scenario:
 
     @cached_property
     def _params(self) -> Params:
-        return rules.derive(Params(*self._raw()))
+        params = rules.derive(Params(*self._raw()))
+        for leaf in (*params, *params.clearing):
+            if isinstance(leaf, np.ndarray):
+                leaf.flags.writeable = False
+        return params
 
     def _raw(self) -> tuple[Floats, ...]:
         floor = self.privacy == "floor"
@@ -246,6 +256,8 @@ class Scenario:
         flow, prices = self.bilateral_flows, self.price_matrix
         imports, bill = np.zeros(self.size), np.zeros(self.size)
         if prices is not None:
+            clear = (first != 0) & (second != 0)
+            first, second, flow = first[clear], second[clear], flow[clear]
             np.add.at(imports, first, flow)
             np.add.at(imports, second, -flow)
             np.add.at(bill, first, prices[first, second] * flow)
@@ -323,14 +335,16 @@ class Scenario:
     def random(cls, n: int, seed: int | None = None) -> Scenario:
         """A feasible random scenario of any size with a connected network, about 1.5 lines an agent.
 
-        Every agent's expected generation and demand are inside their boxes at truthful play.
+        Every agent's expected generation and demand are inside their boxes at truthful play, so a variational
+        equilibrium exists. An agent moves the price by about 1/N: with privacy budgets of that order and p0 near
+        price − c some agents of a market of any size over-report, some under-report and some stop in between.
         """
         if n < 2:
             raise ValueError(f"a communication game needs at least 2 agents, got n = {n}")
         rng = np.random.default_rng(seed)
         price = rng.uniform(9.0, 12.0)
         a, b = rng.uniform(0.3, 1.0, n), rng.uniform(4.0, 8.0, n)
-        discomfort = rng.uniform(0.3, 5.0, n)
+        discomfort, trading_price = rng.uniform(0.3, 5.0, n), rng.uniform(0.5, 2.0)
         # What each agent sheds and generates at the price that is to clear the market.
         shed, generation = price / (2 * discomfort), (price - b) / a
         demand = (shed + generation) * rng.uniform(1.1, 1.6, n)
@@ -354,8 +368,8 @@ class Scenario:
             max_shift=rng.uniform(0.5, 3.0, n),
             # Shrinking with the market, or every agent of a large one would report at a bound.
             privacy_budget=10.0 ** rng.uniform(-1.0, 1.0, n) / n,
-            wholesale_price=rng.uniform(3.0, 6.0),
-            root_price=np.full(n, rng.uniform(0.5, 2.0)),
+            wholesale_price=rng.uniform(0.75, 1.0) * (price - trading_price),
+            root_price=np.full(n, trading_price),
             lines=np.unique(pairs, axis=0),
             line_capacity=np.array(4.0),
             name=f"random-{n}" if seed is None else f"random-{n}-{seed}",
@@ -364,9 +378,10 @@ class Scenario:
 
 def _trading_fields(price: ArrayLike | tuple[ArrayLike, ArrayLike]) -> dict[str, Any]:
     if isinstance(price, tuple | list):
-        if len(price) != 2 or np.ndim(price[1]) != 2:
+        matrix = validation.floats("price_matrix", price[1]) if len(price) == 2 else np.zeros(0)
+        if matrix.ndim != 2:
             raise ValueError("trading_price must be a scalar or (root prices (N,), price matrix (N, N))")
-        return {"root_price": price[0], "price_matrix": price[1]}
+        return {"root_price": price[0], "price_matrix": matrix}
     if np.ndim(price) != 0:
         raise ValueError("trading_price must be a scalar or (root prices (N,), price matrix (N, N))")
     return {"root_price": price, "price_matrix": None}
