@@ -40,7 +40,7 @@ def measures(found: Evaluation, seconds: float) -> dict[str, float]:
     """
     return {
         "reward": float(found.utility_gap.mean()),
-        "welfare_ratio": float(found.cost_coordinated.sum() / found.cost.sum()),
+        "welfare_ratio": found.social_cost_coordinated / found.social_cost,
         "nashconv": found.nashconv,
         "regret": float(found.exploitability.max()),
         "privacy_loss": float(found.info["privacy_loss"].mean()),

@@ -48,7 +48,7 @@ def check_functional(env: MarketEnv, num_envs: int = 3, seed: int = 0) -> None:
     """
     _check_declarations(env)
     for dtype in (np.float64, np.float32):
-        params, stream = env.scenario.params(np, dtype), NumpyStream(seed, dtype)
+        params, stream = env.parameters(np, dtype), NumpyStream(seed, dtype)
         noise = stream.draw(env.initial_noise, num_envs)
         state = _pure("initial", env.initial, params, noise, num_envs)
         _check_rows("initial", state, lambda row: env.initial(params, _row(noise, row), 1), num_envs)  # noqa: B023

@@ -37,6 +37,7 @@ class Toy:
     def __init__(self, horizon=4):
         self.scenario = ToyScenario()
         self.params = self.scenario.params()
+        self.parameters = self.scenario.params
         self.horizon = horizon
 
     def initial(self, params, noise, num_envs):

@@ -36,6 +36,11 @@ class Evaluation:
     """(N,) at the exact equilibrium"""
     cost_coordinated: Floats
     """(N,) under the planner"""
+    social_cost: float
+    """of everybody, the operator included"""
+    social_cost_truthful: float
+    social_cost_equilibrium: float
+    social_cost_coordinated: float
     exploitability: Floats
     """(N,) gain of the best unilateral deviation"""
     nashconv_samples: Floats
@@ -65,24 +70,29 @@ class Evaluation:
         return self.cost_truthful - self.cost
 
     @property
+    def social_gap(self) -> float:
+        """Social cost at truthful play minus social cost."""
+        return self.social_cost_truthful - self.social_cost
+
+    @property
     def price_of_anarchy(self) -> float | None:
         """Social cost at the equilibrium over the planner's; None unless both are positive."""
-        return _ratio(self.cost_equilibrium.sum(), self.cost_coordinated.sum())
+        return _ratio(self.social_cost_equilibrium, self.social_cost_coordinated)
 
     @property
     def price_of_anarchy_played(self) -> float | None:
         """Social cost of the profile over the planner's; None unless both are positive."""
-        return _ratio(self.cost.sum(), self.cost_coordinated.sum())
+        return _ratio(self.social_cost, self.social_cost_coordinated)
 
     def summary(self) -> dict[str, Any]:
         """Numbers as plain data."""
         return {
             "nashconv": self.nashconv,
             "nashconv_interval_95": self.interval,
-            "social_cost": float(self.cost.sum()),
-            "social_cost_truthful": float(self.cost_truthful.sum()),
-            "social_cost_equilibrium": float(self.cost_equilibrium.sum()),
-            "social_cost_coordinated": float(self.cost_coordinated.sum()),
+            "social_cost": self.social_cost,
+            "social_cost_truthful": self.social_cost_truthful,
+            "social_cost_equilibrium": self.social_cost_equilibrium,
+            "social_cost_coordinated": self.social_cost_coordinated,
             "price_of_anarchy": self.price_of_anarchy,
             "price_of_anarchy_played": self.price_of_anarchy_played,
             "contexts": self.contexts,
@@ -145,7 +155,9 @@ def evaluate(env: MarketEnv, policy: Policy, contexts: int = 100, seed: int = 0)
     measures = {key: np.concatenate([part[key] for _, part, _ in parts])[order] for key in parts[0][1]}
     infos = {key: np.concatenate([part[key] for _, _, part in parts]).mean(axis=0) for key in parts[0][2]}
     nearest = int(measures.pop("nearest").sum())
-    means = {key: value.mean(axis=0) for key, value in measures.items()}
+    means: dict[str, Any] = {
+        key: value.mean(axis=0) if value.ndim > 1 else float(value.mean()) for key, value in measures.items()
+    }
     return Evaluation(
         agents=runner.agents,
         contexts=contexts,

@@ -74,10 +74,10 @@ def print_evaluation(found: Evaluation, title: str, console: Console) -> None:
     console.print(
         _pairs(
             [
-                ("social cost, truthful", f"{found.cost_truthful.sum():.4f}"),
-                ("social cost, equilibrium", f"{found.cost_equilibrium.sum():.4f}"),
-                ("social cost, played", f"{found.cost.sum():.4f}"),
-                ("social cost, planner", f"{found.cost_coordinated.sum():.4f}"),
+                ("social cost, truthful", f"{found.social_cost_truthful:.4f}"),
+                ("social cost, equilibrium", f"{found.social_cost_equilibrium:.4f}"),
+                ("social cost, played", f"{found.social_cost:.4f}"),
+                ("social cost, planner", f"{found.social_cost_coordinated:.4f}"),
                 ("price of anarchy, equilibrium", _ratio(found.price_of_anarchy)),
                 ("price of anarchy, played", _ratio(found.price_of_anarchy_played)),
                 ("NashConv", f"{round(found.nashconv, 6) + 0.0:.6f} ± {found.interval:.6f}"),

@@ -113,7 +113,7 @@ class Run:
             "agent_steps": float(self.done),
             "seconds": self.seconds,
             "nashconv": found.nashconv,
-            "social_gap": float(found.utility_gap.sum()),
+            "social_gap": found.social_gap,
             "mean_reward": float(found.utility_gap.mean()),
         }
         self.curve.append(row)
@@ -220,10 +220,10 @@ def finish(run: Run, console: Console) -> Path:
         "nashconv_learned": learned.nashconv,
         "nashconv_learned_interval_95": learned.interval,
         "nashconv_ratio": learned.nashconv / truthful.nashconv,
-        "social_cost_truthful": float(learned.cost_truthful.sum()),
-        "social_cost_equilibrium": float(learned.cost_equilibrium.sum()),
-        "social_cost_coordinated": float(learned.cost_coordinated.sum()),
-        "social_cost_learned": float(learned.cost.sum()),
+        "social_cost_truthful": learned.social_cost_truthful,
+        "social_cost_equilibrium": learned.social_cost_equilibrium,
+        "social_cost_coordinated": learned.social_cost_coordinated,
+        "social_cost_learned": learned.social_cost,
         "equilibrium": run.env.equilibrium,
         "contexts_without_feasible_set": learned.nearest,
         "price_of_anarchy": learned.price_of_anarchy,
@@ -233,7 +233,7 @@ def finish(run: Run, console: Console) -> Path:
     }
     write_json(folder / "metrics.json", metrics)
     write_csv(folder / "metrics.csv", learned.rows(), list(learned.rows()[0]))
-    final = {"nashconv": learned.nashconv, "social_gap": float(learned.utility_gap.sum())}
+    final = {"nashconv": learned.nashconv, "social_gap": learned.social_gap}
     method = f"{config.algorithm}-{config.learners}"
     nested = marl_eval(config.market, run.env.scenario.name, method, config.seed, run.curve, final)
     write_json(folder / "marl_eval.json", nested)

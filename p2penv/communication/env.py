@@ -6,6 +6,7 @@ import dataclasses
 import inspect
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -204,6 +205,10 @@ class Communication:
         self._price_scale = float(p.total_slope) * _inverse(swing)
         self._base_price = float(rules.price_at(p, p.base_load, self.settlement == "physical"))
 
+    def parameters(self, xp: ModuleType = np, dtype: Any = None) -> Params:
+        """``params`` in a namespace and dtype, float64 by default."""
+        return self.scenario.params(xp, dtype)
+
     def initial(self, params: Params, noise: Noise, num_envs: int) -> State:
         """State of ``num_envs`` fresh episodes: stationary renewable generation, truthful price, no imbalance."""
         xp = namespace(params.slope)
@@ -331,14 +336,15 @@ class Communication:
         exact = equilibrium.variational_equilibrium(params, private_information=y, infeasible="nearest")
         planned = equilibrium.coordinated(params, private_information=y, infeasible="nearest")
         zero = 0.0 * shift
-        return {
+        costs = {
             "cost": self._cost(params, y, shift, variance),
             "cost_truthful": self._cost(params, y, zero, rules.least_variance(params, zero)),
             "cost_equilibrium": self._cost(params, y, exact.shift, exact.variance),
             "cost_coordinated": self._cost(params, y, planned.shift, planned.variance),
-            "exploitability": gain,
-            "nearest": exact.nearest,
         }
+        # The operator's bill is split among the agents, so theirs is all the cost there is.
+        social = {f"social_{name}": row_sum(cost) for name, cost in costs.items()}
+        return costs | social | {"exploitability": gain, "nearest": exact.nearest}
 
     def _cost(self, params: Params, y: Array, shift: Array, variance: Array) -> Array:
         cost = rules.expected_cost(params, shift, variance, self.settlement, y)

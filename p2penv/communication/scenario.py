@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 from p2penv.communication import rules
 from p2penv.communication.rules import Params
 from p2penv.core import validation
-from p2penv.core.roots import Inverse
+from p2penv.core.params import cast, freeze
 
 Floats = NDArray[np.float64]
 
@@ -225,30 +225,11 @@ class Scenario:
         """
         if xp is np and dtype in (None, np.float64):
             return self._params
-        dtype = xp.float64 if dtype is None else dtype
-
-        def cast(field: Any) -> Any:
-            if isinstance(field, Inverse):
-                return Inverse(*map(cast, field))
-            array = np.array(field)  # a copy, because a namespace may share memory
-            return xp.asarray(array, dtype=dtype if array.dtype.kind == "f" else None)
-
-        # Derived fields are rounded once, from their float64 values.
-        params = Params(*map(cast, self._params))
-        wanted = np.dtype(str(dtype).rsplit(".", 1)[-1]) if not isinstance(dtype, type | np.dtype) else np.dtype(dtype)
-        if str(params.max_shift.dtype).rsplit(".", 1)[-1] != wanted.name:
-            raise ValueError(
-                f"{xp.__name__} gave {params.max_shift.dtype} for {wanted.name}: enable x64 or ask for float32"
-            )
-        return params
+        return cast(self._params, xp, dtype)  # derived fields are rounded once, from their float64 values
 
     @cached_property
     def _params(self) -> Params:
-        params = rules.derive(Params(*self._raw()))
-        for leaf in (*params, *params.clearing):
-            if isinstance(leaf, np.ndarray):
-                leaf.flags.writeable = False
-        return params
+        return freeze(rules.derive(Params(*self._raw())))
 
     def _raw(self) -> tuple[Floats, ...]:
         floor = self.privacy == "floor"

@@ -11,7 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any, Literal, NamedTuple, Protocol
+
+import numpy as np
 
 from p2penv.core.arrays import Array
 
@@ -51,12 +54,12 @@ class MarketEnv(Protocol):
     name: str
     metadata: Mapping[str, Any]
     scenario: Any
-    """Has ``params(xp, dtype)``."""
+    """Has a ``name``."""
     action_names: tuple[str, ...]
     roles: tuple[Role, ...]
     horizon: int
     params: Any
-    """NamedTuple of arrays; ``scenario.params(xp, dtype)`` makes it for another namespace."""
+    """NamedTuple of float64 NumPy arrays."""
     noise: Mapping[str, Draw]
     """What a step draws; empty for a deterministic one."""
     initial_noise: Mapping[str, Draw]
@@ -69,6 +72,13 @@ class MarketEnv(Protocol):
     """(N,) relative size of each agent's stakes; learners may divide by it, which changes no equilibrium."""
     features: tuple[str, ...]
     """Names of all features, the constant ones first."""
+
+    def parameters(self, xp: ModuleType = np, dtype: Any = None) -> Any:
+        """``params`` in a namespace and dtype, float64 by default.
+
+        Raises:
+            ValueError: the namespace cannot hold the dtype.
+        """
 
     def initial(self, params: Any, noise: Noise, num_envs: int) -> Any:
         """State of ``num_envs`` fresh episodes."""
@@ -89,8 +99,9 @@ class MarketEnv(Protocol):
         """Exact stage-game measures of a joint action, what every report needs.
 
         Keys: ``cost``, ``cost_truthful``, ``cost_equilibrium``, ``cost_coordinated`` (the planner's),
-        ``exploitability``, each ``(E, N)``; ``nearest (E,)`` where no feasible equilibrium exists and the nearest
-        profile stands in.
+        ``exploitability``, each ``(E, N)``; ``social_cost`` and the same three variants ``(E,)``, which with
+        transfers to an operator is not the sum of the agents' costs; ``nearest (E,)`` where no feasible equilibrium
+        exists and the nearest profile stands in.
         """
 
     def render(self, state: Any, info: Mapping[str, Array]) -> Any:

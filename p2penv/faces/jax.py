@@ -32,7 +32,7 @@ class MarketJaxEnv:
         self.functional = env
         self.num_envs = validation.count("num_envs", num_envs)
         self.dtype = jnp.dtype(dtype)
-        self.params = env.scenario.params(jnp, self.dtype)
+        self.params = env.parameters(jnp, self.dtype)
         self.context = jnp.asarray(env.context, self.dtype)
 
     def observe(self, params: Any, state: Any) -> Array:

@@ -34,7 +34,7 @@ class Runner:
         name = dtype if isinstance(dtype, str) else np.dtype(dtype).name
         self.dtype = np.dtype(validation.choice("dtype", name, ("float64", "float32")))
         self.clips = validation.choice("out_of_range", out_of_range, ("raise", "clip")) == "clip"
-        self.params = env.params if self.dtype == np.float64 else env.scenario.params(np, np.float32)
+        self.params = env.params if self.dtype == np.float64 else env.parameters(np, np.float32)
         self._step_params = _aligned(self.params, sum(role.count for role in env.roles), self.num_envs)
         self.agents = [f"{role.name}_{n}" for role in env.roles for n in range(role.count)]
         self.actions = max(role.actions for role in env.roles)
