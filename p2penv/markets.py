@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 MARKETS = {
     # versioned name: (registered id, module, class)
     "communication_v0": ("p2penv/Communication-v0", "p2penv.communication", "Communication"),
+    "dpvcg_v0": ("p2penv/DPVCG-v0", "p2penv.dpvcg", "DPVCG"),
 }
 
 
@@ -63,13 +64,13 @@ def make_solo(
     market: str,
     agent: str,
     *,
-    others: str | Policy = "ve",
+    others: str | Policy | None = None,
     render_mode: str | None = None,
     dtype: str = "float64",
     out_of_range: str = "raise",
     **options: Any,
 ) -> MarketSoloEnv:
-    """A market for one learner, as a Gymnasium environment; the others follow a policy."""
+    """A market for one learner, as a Gymnasium environment; the others follow a policy, by default the equilibrium."""
     from p2penv.faces.solo import MarketSoloEnv
 
     return MarketSoloEnv(make_functional(market, **options), agent, others, render_mode, dtype, out_of_range)
@@ -80,7 +81,7 @@ def make_solo_vector(
     num_envs: int,
     agent: str,
     *,
-    others: str | Policy = "ve",
+    others: str | Policy | None = None,
     render_mode: None = None,
     dtype: str = "float64",
     out_of_range: str = "raise",

@@ -407,6 +407,19 @@ def test_batch_equals_loop(solve, case):
             assert rules.violation(scenario.params(), total) < 1e-9
 
 
+@pytest.mark.parametrize("case", [{}, {"wholesale_price": 3.0}, {"privacy_budget": 0.2}, {"privacy": "floor"}])
+def test_answers_sorted_beforehand_change_nothing(case):
+    scenario = load_scenario(**case)
+    params = scenario.params()
+    y = scenario.private_information + np.random.default_rng(0).normal(0, 10, (20, 13))
+    for contexts in (None, y, y[3]):
+        for weights in (None, params.slope):
+            options = {"weights": weights, "private_information": contexts, "infeasible": "nearest"}
+            ready, fresh = (variational_equilibrium(p, **options) for p in (params, params._replace(free=None)))
+            for one, other in zip(ready, fresh, strict=True):
+                np.testing.assert_array_equal(one, other)
+
+
 @pytest.mark.parametrize("size", [10, 100, 10_000])
 def test_random_markets_of_any_size_have_agents_at_both_ends_and_in_between(size):
     inside, above = [], []

@@ -509,3 +509,13 @@ def test_lists_are_taken():
         np.testing.assert_array_equal(measure(case, [0.0] * 13, [0.0] * 13), measure(case, zero, zero))
     for mine, other in zip(rules.dispatch(case, 7), rules.dispatch(case, np.array(7.0)), strict=True):
         np.testing.assert_array_equal(mine, other)
+
+
+def test_slack_and_violation_of_the_shared_interval():
+    params = load_scenario().params()
+    low, high = params.report_low, params.report_high
+    totals = np.array([low - 2.0, low, 0.5 * (low + high), high - 1.0, high + 3.0])
+    np.testing.assert_allclose(rules.slack(params, totals), [-2.0, 0.0, 0.5 * (high - low), 1.0, -3.0], atol=1e-9)
+    np.testing.assert_allclose(rules.violation(params, totals), [2.0, 0.0, 0.0, 0.0, 3.0], atol=1e-9)
+    for total in totals:
+        assert rules.slack(params, total) == rules.slack(params, totals[totals == total])[0]

@@ -377,11 +377,11 @@ def test_bad_options_name_option_value_and_range(options, message):
 def test_unknown_names_are_refused():
     with pytest.raises(TypeError, match=r"unknown option 'horizons'; options: .*horizon.*fields: .*wholesale_price"):
         make_parallel(NAME, horizons=3)
-    with pytest.raises(ValueError, match="market must be one of communication_v0; got 'communication'"):
+    with pytest.raises(ValueError, match="market must be one of communication_v0, dpvcg_v0; got 'communication'"):
         make_parallel("communication")
     with pytest.raises(ValueError, match=r"agent must be one of .*; got 'prosumer_13'"):
         make_solo(NAME, "prosumer_13")
-    with pytest.raises(ValueError, match="policy must be one of 'truthful', 've', 'coordinated'; got 'nash'"):
+    with pytest.raises(ValueError, match="policy must be one of 've', 'truthful', 'coordinated'; got 'nash'"):
         make_solo(NAME, "prosumer_1", others="nash")
     with pytest.raises(ValueError, match="num_envs must be a whole number >= 1, got 0"):
         make_vector(NAME, 0)

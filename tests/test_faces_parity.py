@@ -13,7 +13,7 @@ from p2penv.communication import Scenario, load_scenario, rules
 from p2penv.core.contract import Draw
 from p2penv.core.random import BLOCK, NumpyStream
 from p2penv.faces.aec import MarketAECEnv
-from p2penv.faces.parallel import MarketParallelEnv
+from p2penv.faces.parallel import MarketParallelEnv, records
 from p2penv.faces.sb3 import MarketVecEnv
 from p2penv.faces.solo import MarketSoloEnv, MarketSoloVectorEnv
 from p2penv.faces.vector import MarketVectorEnv
@@ -389,3 +389,14 @@ def test_seeds_matter_and_unseeded_resets_go_on():
     free = [MarketParallelEnv(market).reset()[0]["prosumer_2"] for _ in range(2)]
     for a, b in itertools.combinations([first, second, other, *free], 2):
         assert (a != b).any()
+
+
+@pytest.mark.parametrize(("market", "own"), [((), ()), (("m",), ()), ((), ("o",)), (("x'}", "{y"), ('"z"', "a\\n"))])
+def test_records_hold_the_market_and_the_own_values(market, own):
+    """Any text may be a key, though code is written for them."""
+    columns = [[float(10 * n), 10 * n + 1.0] for n in range(len(own))]
+    found = records(market, own)(["a", "b"], *range(len(market)), *columns)
+    for row, agent in enumerate(("a", "b")):
+        own_values = (column[row] for column in columns)
+        assert found[agent] == dict(zip((*market, *own), (*range(len(market)), *own_values), strict=True))
+    assert list(found) == ["a", "b"]

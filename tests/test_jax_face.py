@@ -9,6 +9,7 @@ from p2penv import make_functional
 from p2penv.communication import load_scenario, rules
 from p2penv.core.contract import Draw
 from p2penv.core.random import JaxStream, NumpyStream
+from p2penv.core.roots import evaluate
 from p2penv.faces.jax import MarketJaxEnv
 
 NAME = "communication_v0"
@@ -172,6 +173,17 @@ def test_gradients_by_parameters_and_actions(name, double):
         numeric = (ends[0] - ends[1]) / (2 * small)
         assert abs(float(numeric)) > 1e-6
         np.testing.assert_allclose(jnp.sum(slope * direction), numeric, rtol=2e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("privacy", ["budget", "floor"])
+def test_parameters_can_be_derived_while_compiling(privacy, double):
+    """Which privacy rule holds is not known then."""
+    wanted = load_scenario(privacy=privacy).params()
+    found = jax.jit(rules.derive)(load_scenario(privacy=privacy).params(jnp))
+    loads = np.linspace(-50.0, 300.0, 40)
+    for table in ("free", "clearing"):
+        answers = (evaluate(getattr(params, table), loads) for params in (found, wanted))
+        np.testing.assert_allclose(*answers, rtol=1e-9, atol=1e-9)
 
 
 def test_double_precision_must_be_enabled():

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from p2penv.core.roots import evaluate, invert, piecewise_root, ramp_vertices
+from p2penv.core.roots import evaluate, inverse_of_answers, invert, piecewise_root, ramp_vertices
 
 # Quarters: sums of few of them are exact, so ties and flat pieces are true ones.
 quarters = st.integers(-40, 40).map(lambda k: k / 4)
@@ -97,3 +97,29 @@ def test_slope_left_by_rounding_counts_as_flat():
     # 0.1 + 0.2 − 0.3 is not zero in floating point; without care the root would be near 10¹⁶.
     points, increments = np.array([0.0, 0.0, 1.0]), np.array([0.1, 0.2, -0.3])
     assert piecewise_root(points, increments, np.array(0.0), np.array(5.0)) == 1.0
+
+
+answers = st.lists(st.tuples(quarters, st.integers(1, 12), st.integers(0, 12)), min_size=1, max_size=8)
+
+
+@given(answers, quarters, st.sampled_from([0.0, 0.25, 1.0]), st.integers(0, 8))
+def test_clipped_answers_meet_their_target(data, target, slope, shift):
+    aim, rate, reach = (np.array(column, float) for column in zip(*data, strict=True))
+    most = reach.sum()
+    target = target if slope else np.clip(target, -most, most)
+    # Two rows: each its own table.
+    table = inverse_of_answers(np.stack([aim, aim + shift]), rate, reach, slope)
+    roots = evaluate(table, np.array([target, target + slope * shift]))
+    single = evaluate(inverse_of_answers(aim, rate, reach, slope), np.array(target))
+    met = slope * single + np.clip(rate * (single - aim), -reach, reach).sum()
+    assert met == pytest.approx(target, abs=1e-9)
+    np.testing.assert_allclose(roots, [single, single + shift], rtol=0, atol=1e-9)
+
+
+@given(answers, quarters, st.sampled_from([0.0, 1.0]))
+def test_answers_without_curvature_jump_over_their_target(data, target, slope):
+    aim, _, reach = (np.array(column, float) for column in zip(*data, strict=True))
+    target = target if slope else np.clip(target, -reach.sum(), reach.sum())
+    root = evaluate(inverse_of_answers(aim, None, reach, slope), np.array(target))
+    below, above = (slope * root + (reach * np.sign(root + step - aim)).sum() for step in (-1e-7, 1e-7))
+    assert below - 1e-6 <= target <= above + 1e-6

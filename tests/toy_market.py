@@ -32,6 +32,7 @@ class Toy:
     info_axes = {"total": "env", "own": "agent"}
     context = np.array([[0.1], [0.2], [0.3]])
     reward_scale = np.ones(3)
+    policies = ()
     features = ("size", "level", "left")
 
     def __init__(self, horizon=4):

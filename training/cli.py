@@ -1,25 +1,31 @@
-"""Command line: ``python -m training list | solve | train | evaluate | reproduce | report | bench``."""
+"""Command line: ``python -m training list | solve | train | evaluate | audit | reproduce | report | bench``."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterable
 from enum import StrEnum
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 import baselines
 import p2penv
 from p2penv.core.contract import MarketEnv
+from p2penv.dpvcg import DPVCG
 from training.runs import TrainConfig, load_config, write_json
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_show_locals=False)
+audit = typer.Typer(no_args_is_help=True, help="Does the mechanism keep what it promises?")
+app.add_typer(audit, name="audit")
 console = Console()
 
-Market = Annotated[str, typer.Argument(help="communication (or its versioned name)")]
+Market = Annotated[str, typer.Argument(help="communication or dpvcg (or a versioned name)")]
 Scenario = Annotated[str | None, typer.Option(help="shipped scenario or TOML file")]
 Horizon = Annotated[int, typer.Option(help="steps an episode; 1 is the one-shot game")]
 Options = Annotated[
@@ -47,6 +53,15 @@ def _market(name: str) -> str:
     if versioned not in p2penv.MARKETS:
         known = ", ".join(market.removesuffix("_v0") for market in p2penv.MARKETS)
         raise typer.BadParameter(f"market must be one of {known}; got {name!r}")
+    return versioned
+
+
+def _has(verb: str, market: str, known: Iterable[str]) -> str:
+    """The versioned name of a market, if the verb is there for it."""
+    versioned = _market(market)
+    if versioned not in known:
+        names = ", ".join(name.removesuffix("_v0") for name in known)
+        raise typer.BadParameter(f"{verb} is there for {names}; not for {versioned.removesuffix('_v0')}")
     return versioned
 
 
@@ -87,12 +102,11 @@ def _env(market: str, options: dict[str, Any]) -> MarketEnv:
 @app.command("list")
 def list_() -> None:
     """Markets, scenarios and baselines."""
-    from p2penv.communication import scenario_names
-
     table = Table("market", "id", "scenarios", "baselines")
-    for market, (identifier, _, _) in p2penv.MARKETS.items():
+    for market, (identifier, module, _) in p2penv.MARKETS.items():
         names = baselines.names(p2penv.make_functional(market))
-        table.add_row(market, identifier, "\n".join(scenario_names()), "\n".join(names))
+        scenarios = import_module(module).scenario_names()
+        table.add_row(market, identifier, "\n".join(scenarios), "\n".join(names))
     console.print(table)
 
 
@@ -110,7 +124,7 @@ def solve(
 
     env = _env(market, _options(scenario, horizon, option))
     results = {}
-    for name in ("truthful", "ve", "coordinated"):
+    for name in env.policies:
         found = evaluate(env, env.policy(name))
         tables.print_evaluation(found, name, console)
         results[name] = found.summary()
@@ -229,12 +243,102 @@ def reproduce(
     market: Market,
     out: Annotated[Path, typer.Option(help="folder for figures and tables")] = Path("runs/reproduce"),
 ) -> None:
-    """Regenerate the figures of the market's paper as PNG and CSV."""
-    from training import reproduce as papers
+    """Regenerate the figures and tables of the market's paper as PNG and CSV."""
+    from training import reproduce as communication
+    from training import reproduce_dpvcg as dpvcg
 
-    known = {"communication_v0": papers.communication}
-    for path in known[_market(market)](out):
+    papers: dict[str, Callable[..., list[Path]]] = {
+        "communication_v0": lambda out, report: communication.communication(out),
+        "dpvcg_v0": dpvcg.dpvcg,
+    }
+    make = papers[_has("reproduce", market, papers)]
+    with _progress() as progress:
+        task = progress.add_task("", total=None)
+        try:
+            paths = make(out, lambda part: progress.update(task, description=part))
+        except OSError as error:
+            raise typer.BadParameter(f"--out: cannot write {out}: {error.strerror}") from None
+    for path in paths:
         console.print(str(path))
+
+
+def _progress() -> Progress:
+    return Progress(
+        SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=console, transient=True
+    )
+
+
+def _vcg(verb: str, market: str, options: dict[str, Any]) -> DPVCG:
+    _has(verb, market, ["dpvcg_v0"])
+    env = _env(market, options)
+    assert isinstance(env, DPVCG)
+    return env
+
+
+@audit.command()
+def truthfulness(
+    market: Market,
+    scenario: Scenario = None,
+    contexts: Annotated[int, typer.Option(help="random types to average over; 1: the types of the case")] = 1,
+    learn: Annotated[bool, typer.Option("--learn", help="also train an attacker for each agent")] = False,
+    steps: Annotated[int | None, typer.Option(help="of experience of each attacker")] = None,
+    seed: Annotated[int, typer.Option(help="of types and attackers")] = 0,
+    option: Options = None,
+    json_: Json = None,
+) -> None:
+    """Exact regret of misreporting beside the proven bound, and what a learner gains."""
+    from training import tables
+    from training.truthfulness import STEPS
+    from training.truthfulness import audit as measure
+
+    if steps is not None and not learn:
+        raise typer.BadParameter("--steps is of the attackers: give --learn too")
+    options = _options(scenario, 1, option)
+    options.setdefault("types", "fixed" if contexts == 1 else "uniform")
+    env = _vcg("audit truthfulness", market, options)
+    with _progress() as progress:
+        task = progress.add_task("best misreports", total=None)
+        try:
+            found = measure(
+                env,
+                contexts,
+                seed,
+                learn=learn,
+                steps=STEPS if steps is None else steps,
+                report=lambda part: progress.update(task, description=part),
+            )
+        except (ValueError, TypeError) as error:
+            raise typer.BadParameter(str(error)) from None
+    tables.print_truthfulness(found, console)
+    _file(json_, {"market": env.name, "options": options} | found.summary())
+
+
+@audit.command()
+def privacy(
+    market: Market,
+    scenario: Scenario = None,
+    horizon: Horizon = 1,
+    samples: Annotated[int, typer.Option(help="draws under each of two neighbouring profiles")] = 50_000,
+    seed: Annotated[int, typer.Option(help="of the draws")] = 0,
+    paper_compat: Annotated[
+        bool, typer.Option("--paper-compat", help="add the optimum of the reports to the range, as the paper does")
+    ] = False,
+    option: Options = None,
+    json_: Json = None,
+) -> None:
+    """Exact privacy loss, and what draws prove of it, beside the ε that is claimed."""
+    from training import privacy as checks
+    from training import tables
+
+    options = _options(scenario, horizon, option)
+    env = _vcg("audit privacy", market, options)
+    try:
+        mechanism = checks.with_paper_range(env.mechanism) if paper_compat else env.mechanism
+        found = checks.audit(mechanism, env.space, samples, seed, rounds=env.horizon)
+    except (ValueError, TypeError) as error:
+        raise typer.BadParameter(str(error)) from None
+    tables.print_privacy(found, console)
+    _file(json_, {"market": env.name, "options": options, "paper_compat": paper_compat} | found.summary())
 
 
 @app.command()

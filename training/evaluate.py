@@ -6,6 +6,7 @@ Each context is a state of the market. Exploitability and costs of the joint act
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -50,7 +51,9 @@ class Evaluation:
     equilibrium: str
     """what ``cost_equilibrium`` belongs to"""
     info: Mapping[str, Floats]
-    """what the market reports, averaged: (N,) or (); empty where the environment has ``infos="none"``"""
+    """what else the market measures and, unless it has ``infos="none"``, reports; averaged: (N,) or ()"""
+    regret_bound: Floats | None = None
+    """(N,) proven bound on the exploitability, where the market has one"""
 
     @property
     def nashconv(self) -> float:
@@ -76,12 +79,12 @@ class Evaluation:
 
     @property
     def price_of_anarchy(self) -> float | None:
-        """Social cost at the equilibrium over the planner's; None unless both are positive."""
+        """Social cost at the equilibrium over the planner's, or the inverse ratio of welfares; None if signs differ."""
         return _ratio(self.social_cost_equilibrium, self.social_cost_coordinated)
 
     @property
     def price_of_anarchy_played(self) -> float | None:
-        """Social cost of the profile over the planner's; None unless both are positive."""
+        """The same of the profile."""
         return _ratio(self.social_cost, self.social_cost_coordinated)
 
     def summary(self) -> dict[str, Any]:
@@ -112,12 +115,16 @@ class Evaluation:
                 "utility_gap": float(self.utility_gap[n]),
                 "exploitability": float(self.exploitability[n]),
             }
+            | ({} if self.regret_bound is None else {"regret_bound": float(self.regret_bound[n])})
             for n, agent in enumerate(self.agents)
         ]
 
 
 def _ratio(cost: float, best: float) -> float | None:
-    return float(cost / best) if cost > 0 and best > 0 else None
+    """Cost over least cost, or best welfare over welfare where costs are negative; ≥ 1 either way."""
+    if cost > 0 and best > 0:
+        return float(cost / best)
+    return float(best / cost) if cost < 0 and best < 0 else None
 
 
 def evaluate(env: MarketEnv, policy: Policy, contexts: int = 100, seed: int = 0) -> Evaluation:
@@ -155,8 +162,12 @@ def evaluate(env: MarketEnv, policy: Policy, contexts: int = 100, seed: int = 0)
     measures = {key: np.concatenate([part[key] for _, part, _ in parts])[order] for key in parts[0][1]}
     infos = {key: np.concatenate([part[key] for _, _, part in parts]).mean(axis=0) for key in parts[0][2]}
     nearest = int(measures.pop("nearest").sum())
+    known = {field.name for field in dataclasses.fields(Evaluation)}
+    infos |= {key: value.mean(axis=0) for key, value in measures.items() if key not in known}
     means: dict[str, Any] = {
-        key: value.mean(axis=0) if value.ndim > 1 else float(value.mean()) for key, value in measures.items()
+        key: value.mean(axis=0) if value.ndim > 1 else float(value.mean())
+        for key, value in measures.items()
+        if key in known
     }
     return Evaluation(
         agents=runner.agents,

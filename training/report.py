@@ -37,7 +37,7 @@ pre{background:#f6f6f6;padding:1rem;border-radius:.5rem;overflow-x:auto;font-siz
 <div class="tiles">$tiles</div>
 <h2>Learning against the equilibrium</h2><img alt="learning curve and NashConv over training" src="$curve">
 <h2>Per agent</h2><img alt="utility gap per agent, learned and equilibrium" src="$bars">$table
-<h2>The market as learned</h2><img alt="network coloured by privacy price" src="$picture">
+<h2>The market as learned</h2><img alt="the market after one learned step" src="$picture">
 <h2>Configuration</h2><pre>$config</pre>
 </body></html>
 """)
@@ -56,8 +56,11 @@ def write(folder: Path) -> Path:
     metrics = json.loads(path.read_text(encoding="utf-8"))
     curve = read_csv(folder / "curve.csv")
     config = (folder / "config.json").read_text(encoding="utf-8")
+    share = metrics["nashconv_ratio"]
     tiles = [
-        (f"{metrics['nashconv_ratio']:.3%}", "NashConv of the learned profile, of truthful play's"),
+        ("none", "NashConv of truthful play: truth is an equilibrium")
+        if share is None
+        else (f"{share:.3%}", "NashConv of the learned profile, of truthful play's"),
         (f"{metrics['nashconv_learned']:.5f} $", f"NashConv learned (truthful {metrics['nashconv_truthful']:.4f})"),
         (
             f"{metrics['social_cost_learned']:.3f} $",
@@ -121,7 +124,8 @@ def _draw_curve(axes: NDArray[Any], curve: list[dict[str, float]], metrics: dict
     left.axhline(0.0, color=TRUTH, lw=1, label="truthful")
     left.set_ylabel("social cost saved [$]")
     right.semilogy(steps, np.maximum([row["nashconv"] for row in curve], 1e-9), color=LEARNED, lw=2, label="learned")
-    right.axhline(metrics["nashconv_truthful"], color=TRUTH, label="truthful")
+    if metrics["nashconv_truthful"] > 0:
+        right.axhline(metrics["nashconv_truthful"], color=TRUTH, label="truthful")
     right.set_ylabel("NashConv [$]")
     for panel in axes:
         panel.set_xlabel("million agent-steps")
@@ -131,14 +135,16 @@ def _draw_curve(axes: NDArray[Any], curve: list[dict[str, float]], metrics: dict
 
 def _draw_bars(axes: Axes, metrics: dict[str, Any]) -> None:
     rows = metrics["agents"]
+    names = [row["agent"] for row in rows]
+    roles = {name.rsplit("_", 1)[0] for name in names}
     place = np.arange(len(rows))
     exact = [row["cost_truthful"] - row["cost_equilibrium"] for row in rows]
     axes.bar(place - 0.2, exact, 0.4, color=EXACT, label="equilibrium")
     axes.bar(place + 0.2, [row["utility_gap"] for row in rows], 0.4, color=LEARNED, label="learned")
     axes.axhline(0.0, color="black", lw=0.8)
     if len(rows) <= 60:
-        axes.set_xticks(place, [row["agent"].rsplit("_", 1)[-1] for row in rows])
-    axes.set_xlabel(rows[0]["agent"].rsplit("_", 1)[0])
+        axes.set_xticks(place, [name if len(roles) > 1 else name.rsplit("_", 1)[1] for name in names])
+    axes.set_xlabel("agent" if len(roles) > 1 else roles.pop())
     axes.set_ylabel("cost saved [$]")
     axes.grid(axis="y", alpha=0.25)
     axes.legend(frameon=False)

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from p2penv.communication import Scenario, load_scenario, rules
 from p2penv.communication.equilibrium import Equilibrium, coordinated, variational_equilibrium
-from p2penv.communication.render import FAINT, INK, RULE, network_figure
-from training.runs import write_atomic, write_csv
+from p2penv.communication.render import FAINT, INK, network_figure
+from training.figures import panels, save
 
 Floats = NDArray[np.float64]
 
@@ -79,7 +77,7 @@ def _privacy_price(scenario: Scenario, out: Path) -> list[Path]:
         title=f"Privacy price at the equilibrium (form of Proposition 11){_calibrated(scenario)}",
         shift=played.shift,
     )
-    return _save(out, "figure1-privacy-price", figure, rows)
+    return save(out, "figure1-privacy-price", figure, rows)
 
 
 def _utility_gaps(scenario: Scenario, out: Path, name: str, field: str, values: Floats) -> list[Path]:
@@ -87,7 +85,7 @@ def _utility_gaps(scenario: Scenario, out: Path, name: str, field: str, values: 
     figure, axes = _axes(f"Utility gap of each agent{_calibrated(scenario)}", field, "Utility gap [$]")
     _agent_lines(axes, values, gaps)
     rows = [{field: value, **_columns("gap_", row)} for value, row in zip(values, gaps, strict=True)]
-    return _save(out, name, figure, rows)
+    return save(out, name, figure, rows)
 
 
 def _social_cost(scenario: Scenario, out: Path, name: str, field: str, values: Floats) -> list[Path]:
@@ -107,7 +105,7 @@ def _social_cost(scenario: Scenario, out: Path, name: str, field: str, values: F
         axes.plot(values, [row[key] for row in rows], style, color=colour, lw=2.0, label=key.replace("_", "-"))
     axes.set_ylim(bottom=-0.6)
     axes.legend(frameon=False, fontsize=9, loc="center right", labelcolor=INK)
-    return _save(out, name, figure, rows)
+    return save(out, name, figure, rows)
 
 
 def _heterogeneous_prices(scenario: Scenario, out: Path) -> list[Path]:
@@ -150,7 +148,7 @@ def _heterogeneous_prices(scenario: Scenario, out: Path) -> list[Path]:
     axes.axhline(0.0, color=FAINT, lw=0.8)
     axes.set_xticks(agents)
     axes.legend(frameon=False, fontsize=9, labelcolor=INK)
-    return _save(out, "heterogeneous-prices", figure, rows)
+    return save(out, "heterogeneous-prices", figure, rows)
 
 
 def _small_shifts(scenario: Scenario, out: Path) -> list[Path]:
@@ -172,7 +170,7 @@ def _small_shifts(scenario: Scenario, out: Path) -> list[Path]:
     figure, upper, lower = _axes(title, "max_shift_3_8", "Utility gap [$]", "Total shift Σx [MWh]")
     _agent_lines(upper, SMALL, np.stack(gaps))
     lower.plot(SMALL, [row["total_shift_mwh"] for row in rows], color=TRUTH, lw=1.6)
-    return _save(out, "small-shift-3-8", figure, rows)
+    return save(out, "small-shift-3-8", figure, rows)
 
 
 def _cases(scenario: Scenario, field: str, values: Floats) -> list[Scenario]:
@@ -197,21 +195,7 @@ _LABELS = {
 
 def _axes(title: str, field: str, *labels: str) -> tuple[Any, ...]:
     """A figure and one panel for each label, above each other over the same field."""
-    figure = Figure(figsize=(7.2, 4.8 + 1.4 * (len(labels) - 1)), dpi=150, layout="constrained")
-    panels = figure.subplots(len(labels), sharex=True, squeeze=False, height_ratios=[3, 1][: len(labels)])[:, 0]
-    panels[0].set_title(title, fontsize=11, color=INK, loc="left")
-    panels[-1].set_xlabel(_LABELS[field], fontsize=10, color=INK)
-    if field == "privacy_budget":
-        panels[0].set_xscale("log")
-        panels[0].xaxis.set_major_formatter("{x:g}")
-    for axes, label in zip(panels, labels, strict=True):
-        axes.set_ylabel(label, fontsize=10, color=INK)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.spines[["left", "bottom"]].set_color(RULE)
-        axes.tick_params(which="both", colors=INK, labelsize=9)
-        axes.grid(axis="y", color=RULE, lw=0.5, alpha=0.7)
-        axes.set_axisbelow(True)
-    return figure, *panels
+    return panels(title, _LABELS[field], *labels, log=field == "privacy_budget")
 
 
 def _agent_lines(axes: Any, values: Floats, gaps: Floats) -> None:
@@ -247,11 +231,3 @@ def _apart(places: Floats, distance: float) -> Floats:
 
     steps = distance * np.arange(places.size)
     return np.asarray(isotonic_regression(places - steps).x) + steps
-
-
-def _save(out: Path, name: str, figure: Figure, rows: Sequence[dict[str, Any]]) -> list[Path]:
-    picture, table = out / f"{name}.png", out / f"{name}.csv"
-    draw: Callable[[Path], None] = figure.savefig
-    write_atomic(picture, draw)
-    write_csv(table, rows, list(rows[0]))
-    return [picture, table]

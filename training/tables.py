@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
@@ -10,17 +10,23 @@ from rich.table import Table
 
 from training.evaluate import Evaluation
 
+if TYPE_CHECKING:
+    from training.privacy import Privacy
+    from training.truthfulness import Truthfulness
+
 
 def _agents(rows: list[dict[str, Any]], played: str) -> Table:
     table = Table(title="cost per agent [$]", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("agent")
-    for column in ("truthful", "equilibrium", played, "utility gap", "exploitability"):
+    bounded = "regret_bound" in rows[0]
+    for column in ("truthful", "equilibrium", played, "utility gap", "exploitability", *["bound"] * bounded):
         table.add_column(column, justify="right")
     for row in rows:
         table.add_row(
             row["agent"],
             *(f"{row[key]:.4f}" for key in ("cost_truthful", "cost_equilibrium", "cost", "utility_gap")),
             f"{round(row['exploitability'], 6) + 0.0:.6f}",
+            *([f"{row['regret_bound']:.4f}"] if bounded else []),
         )
     return table
 
@@ -40,13 +46,15 @@ def _contexts(count: int, nearest: int, equilibrium: str) -> list[tuple[str, str
 
 
 def _ratio(value: float | None) -> str:
-    return "undefined (cost not positive)" if value is None else f"{value:.5f}"
+    return "undefined (cost and welfare)" if value is None else f"{value:.5f}"
 
 
 def print_training(metrics: dict[str, Any], console: Console) -> None:
     """Learned play beside truth and equilibrium."""
     console.print(_agents(metrics["agents"], "learned"))
     share = metrics["nashconv_ratio"]
+    # Where truth is an equilibrium there is nothing to compare with.
+    compared = "" if share is None else f" ({share:.3%} of truthful)"
     console.print(
         _pairs(
             [
@@ -58,7 +66,11 @@ def print_training(metrics: dict[str, Any], console: Console) -> None:
                 ("price of anarchy, learned", _ratio(metrics["price_of_anarchy_learned"])),
                 ("NashConv, truthful", f"{metrics['nashconv_truthful']:.4f}"),
                 ("NashConv, untrained", f"{metrics['nashconv_untrained']:.4f}"),
-                ("NashConv, learned", f"{metrics['nashconv_learned']:.5f} ({share:.3%} of truthful)"),
+                ("NashConv, learned", f"{metrics['nashconv_learned']:.5f}{compared}"),
+                (
+                    "payoff against truth, all; worst agent",
+                    "{payoff_change:+.2%}; {payoff_change_worst:+.2%}".format(**metrics),
+                ),
                 *_contexts(metrics["contexts"], metrics["contexts_without_feasible_set"], metrics["equilibrium"]),
                 ("agent-steps", f"{metrics['agent_steps']:,}"),
                 ("training seconds", f"{metrics['train_seconds']:.1f}"),
@@ -100,3 +112,60 @@ def print_infos(found: Evaluation, console: Console) -> None:
     market = [(key, f"{float(value):.5f}") for key, value in found.info.items() if value.ndim == 0]
     if market:
         console.print(_pairs(market))
+
+
+def print_truthfulness(found: Truthfulness, console: Console) -> None:
+    """Regret of misreporting beside what bounds it and what learners gain."""
+    contexts = len(found.regret)
+    table = Table(title="regret of misreporting [$], others truthful", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("agent")
+    alone = contexts == 1
+    optional = [*["learned"] * (found.learned is not None), *[f"best {name}" for name in found.parameters] * alone]
+    for column in ("regret", "no report gains", "proven bound", *optional):
+        table.add_column(column, justify="right")
+    for row in found.rows():
+        interval = "" if alone else f" ± {row['interval_95']:.6f}"
+        table.add_row(
+            row["agent"],
+            f"{row['regret']:.6f}{interval}",
+            f"{row['certificate']:.6f}",
+            f"{row['bound']:.6f}",
+            *([f"{row['learned'] + 0.0:.6f}"] if found.learned is not None else []),
+            *([f"{row[f'report_{name}']:.5g}" for name in found.parameters] if alone else []),
+        )
+    console.print(table)
+    rows = [("contexts", str(contexts)), ("ε, the paper's bound", f"{found.epsilon:g}")]
+    if found.agree is not None:
+        rows.append(("learned gains within the exact ones", "yes" if found.agree else "NO"))
+    console.print(_pairs(rows))
+
+
+def print_privacy(found: Privacy, console: Console) -> None:
+    """Privacy loss of a draw beside the ε that is claimed."""
+    console.print(f"[bold]{found.mechanism}[/bold]")
+    table = Table(title="privacy loss of one draw, others truthful", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("agent")
+    for column in ("claimed ε", "exact loss", "at least, from draws", "told apart by"):
+        table.add_column(column, justify="right")
+    for n, agent in enumerate(found.agents):
+        pair = " | ".join(", ".join(f"{value:.4g}" for value in report) for report in found.reports[n])
+        table.add_row(agent, f"{found.claimed:g}", f"{found.exact[n]:.6f}", f"{found.lower[n]:.4f}", pair)
+    console.print(table)
+    releases = [
+        (f"may be published: {name.replace('_', ' ')}", f"ε = {cost:g}") for name, cost in found.releases.items()
+    ]
+    console.print(
+        _pairs(
+            [
+                ("ε of one draw by the mechanism's account", f"{found.epsilon:g}"),
+                (f"ε in all, rounds: {found.rounds}", f"{found.spent:g}"),
+                *(releases or [("may be published", "nothing")]),
+                ("payments", "never: they follow from raw reports"),
+                ("draws, confidence", f"2 x {found.samples:,}, 1 - {1.0 - found.confidence:.0e}"),
+                (
+                    "the claim holds",
+                    "none is made" if found.claimed == float("inf") else "yes" if found.holds else "NO",
+                ),
+            ]
+        )
+    )

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -206,6 +207,7 @@ def finish(run: Run, console: Console) -> Path:
     truthful = evaluate(run.env, run.env.policy("truthful"), config.contexts)
     for model, path in zip(run.models, model_paths(folder, config.learners, run.agents), strict=True):
         write_atomic(path, model.save)
+    stakes = np.abs(learned.cost_truthful)
     metrics: dict[str, Any] = {
         "market": config.market,
         "scenario": run.env.scenario.name,
@@ -219,13 +221,16 @@ def finish(run: Run, console: Console) -> Path:
         "nashconv_untrained": run.curve[0]["nashconv"],
         "nashconv_learned": learned.nashconv,
         "nashconv_learned_interval_95": learned.interval,
-        "nashconv_ratio": learned.nashconv / truthful.nashconv,
+        # None where truth is an equilibrium, up to what exploitability is certified to.
+        "nashconv_ratio": learned.nashconv / truthful.nashconv if truthful.nashconv > 1e-6 else None,
         "social_cost_truthful": learned.social_cost_truthful,
         "social_cost_equilibrium": learned.social_cost_equilibrium,
         "social_cost_coordinated": learned.social_cost_coordinated,
         "social_cost_learned": learned.social_cost,
         "equilibrium": run.env.equilibrium,
         "contexts_without_feasible_set": learned.nearest,
+        "payoff_change": float(learned.utility_gap.sum() / stakes.sum()),
+        "payoff_change_worst": float(learned.utility_gap.min() / stakes.mean()),
         "price_of_anarchy": learned.price_of_anarchy,
         "price_of_anarchy_learned": learned.price_of_anarchy_played,
         "contexts": learned.contexts,

@@ -16,7 +16,7 @@ from p2penv.communication.policies import ProfilePolicy
 from p2penv.communication.rules import Params
 from p2penv.communication.scenario import Scenario, load_scenario
 from p2penv.core import validation
-from p2penv.core.arrays import Array, clip, namespace, row_sum, safe_divide
+from p2penv.core.arrays import Array, clip, column, namespace, row_sum, safe_divide, scalar, vector
 from p2penv.core.contract import Draw, Noise, Policy, Role, Step
 
 if TYPE_CHECKING:
@@ -40,6 +40,33 @@ class State(NamedTuple):
     price: Array  # (E,) last clearing price [$/MWh]
     imbalance: Array  # (E,) last ΣQ [MWh]
     time: Array  # (E,) steps played
+
+
+def _totals(params: Params, *rows: Array) -> list[Array]:
+    """Sum over agents ``(E,)`` of each ``(E, N)``; scalars for one environment whose parameters are ``(1, N)`` too."""
+    sums = [row_sum(row) for row in rows]
+    return [scalar(total) for total in sums] if params.slope.ndim > 1 else sums
+
+
+def _info(
+    params: Params,
+    expected: Array,
+    price: Array,
+    imbalance: Array,
+    shift: Array,
+    variance: Array,
+    privacy_loss: Array,
+    privacy_price: Array,
+) -> dict[str, Array]:
+    return {
+        "price": price,
+        "imbalance": imbalance,
+        "slack": vector(rules.slack(params, expected)),
+        "shift": shift,
+        "variance": variance,
+        "privacy_loss": privacy_loss,
+        "privacy_price": privacy_price,
+    }
 
 
 class Communication:
@@ -111,6 +138,7 @@ class Communication:
     """
 
     name = "communication_v0"
+    policies: tuple[str, ...] = ("ve", "truthful", "coordinated")
     action_names = ("shift", "variance")
     metadata: Mapping[str, Any] = {"name": name, "render_modes": ["human", "rgb_array"], "render_fps": 2}
 
@@ -194,6 +222,8 @@ class Communication:
         columns += [
             np.broadcast_to(value / (1.0 + np.abs(value)), (size,)) for value in map(np.asarray, public.values())
         ]
+        if self.horizon == 1:  # y stays at its base
+            columns.append(np.zeros(size))
         self.context: Array = np.stack(columns, axis=1)
         self.features = (*private, *public, "load_change", "last_price", "last_imbalance")
         moving = SPREAD * self.renewable_sd if self.horizon > 1 else 0.0
@@ -226,22 +256,10 @@ class Communication:
         """What ``step`` reports, for fresh episodes: as if everybody had just been truthful."""
         if self.infos == "none":
             return {}
-        shift = 0.0 * state.private_information
-        variance = rules.least_variance(params, shift)
-        return self._info(params, row_sum(state.private_information), state.price, state.imbalance, shift, variance)
-
-    def _info(
-        self, params: Params, expected: Array, price: Array, imbalance: Array, shift: Array, variance: Array
-    ) -> dict[str, Array]:
-        return {
-            "price": price,
-            "imbalance": imbalance,
-            "slack": namespace(expected).minimum(expected - params.report_low, params.report_high - expected),
-            "shift": shift,
-            "variance": variance,
-            "privacy_loss": rules.privacy_loss(params, shift, variance),
-            "privacy_price": rules.privacy_price(params, shift),
-        }
+        y = state.private_information
+        shift, variance = 0.0 * y, params.variance_floor + 0.0 * y
+        loss, charge = 0.0 * y, 0.0 * y  # without a shift privacy is neither lost nor paid for
+        return _info(params, row_sum(y), state.price, state.imbalance, shift, variance, loss, charge)
 
     def decode(self, params: Params, actions: Array) -> tuple[Array, Array]:
         """Shift x and variance V ``(..., N)`` of actions ``(..., N, 2)``."""
@@ -263,44 +281,48 @@ class Communication:
     def step(self, params: Params, state: State, actions: Array, noise: Noise) -> Step:
         """Play actions ``(E, N, 2)``; pure, neither validates nor resets."""
         shift, variance = self.decode(params, actions)
-        load, shifted = row_sum(state.private_information), row_sum(shift)
-        if self.reward == "realised":
-            deviation = shifted + row_sum(namespace(variance).sqrt(variance) * noise["report"])
-            reward, price, imbalance = self._settle(params, load, deviation, None)
+        realised = self.reward == "realised"
+        spread = namespace(variance).sqrt(variance) * noise["report"] if realised else variance
+        load, shifted, spread = _totals(params, state.private_information, shift, spread)
+        if realised:
+            reward, price, imbalance = self._settle(params, load, shifted + spread, None)
         else:
-            reward, price, imbalance = self._settle(params, load, shifted, variance)
+            reward, price, imbalance = self._settle(params, load, shifted, spread)
         if self.shared_penalty:
             before = rules.violation(params, load)
             after = rules.violation(params, load + shifted)
-            reward = reward + (0.5 * self.shared_penalty * (before - after) * (before + after))[:, None]
-        info = self._info(params, load + shifted, price, imbalance, shift, variance) if self.infos == "full" else {}
+            reward = reward + column(0.5 * self.shared_penalty * (before - after) * (before + after), reward)
+        info = {}
+        if self.infos == "full":
+            loss, charge = rules.privacy_loss(params, shift, variance), rules.privacy_price(params, shift)
+            info = _info(params, load + shifted, price, imbalance, shift, variance, loss, charge)
         time = state.time + 1
-        ended = time >= self.horizon
+        always = time > state.time  # True for each environment
         if self.horizon == 1:
-            return Step(State(state.private_information, price, imbalance, time), reward, ended, ~ended, info)
+            return Step(State(state.private_information, price, imbalance, time), reward, always, ~always, info)
         # y is base minus the renewable deviation, which decays by ρ and is stirred by the innovation.
         rho = self.autoregression
         moved = rho * state.private_information + (
             (1.0 - rho) * rules.private(params, None) - self._innovation * noise["renewable"]
         )
-        return Step(State(moved, price, imbalance, time), reward, ~(time > 0), ended, info)
+        return Step(State(moved, price, imbalance, time), reward, ~always, time >= self.horizon, info)
 
     def _settle(
         self, params: Params, load: Array, deviation: Array, variance: Array | None
     ) -> tuple[Array, Array, Array]:
-        """Reward ``(E, N)``, price and imbalance ``(E,)``; ``variance`` for an expectation, None for a draw."""
-        reported = load + deviation
+        """Reward ``(E, N)``, price and imbalance ``(E,)``; ``variance`` ΣV for an expectation, None for a draw."""
         if self.settlement == "analytic":
             # Truthful play pays for the floor's noise in expectation; a draw has its own noise in the deviation.
-            extra = row_sum((0.0 if variance is None else variance) - params.variance_floor)
+            extra = (0.0 if variance is None else variance) - params.truthful_variance
             gap = rules.utility_gap(params, load, deviation, extra)
-            return gap, rules.price_at(params, reported, False), -deviation
+            return gap, vector(rules.price_at(params, load + deviation, False)), vector(-deviation)
+        load, reported = vector(load), vector(load + deviation)
         if variance is None:
             moments = physical.realised_moments(params, reported)
         else:
-            moments = physical.expected_moments(params, reported, row_sum(variance))
+            moments = physical.expected_moments(params, reported, vector(variance))
         if self.scenario.privacy == "floor":
-            truthful = physical.expected_moments(params, load, 0.0 * load + row_sum(params.variance_floor))
+            truthful = physical.expected_moments(params, load, 0.0 * load + params.truthful_variance)
         else:
             truthful = physical.realised_moments(params, load)
         imbalance = load - row_sum(moments.generation + moments.cut)
@@ -308,23 +330,24 @@ class Communication:
 
     def observe(self, params: Params, state: State) -> tuple[Array, ...]:
         """Own y against its base, last price against the base one, last imbalance; all in [−1, 1]."""
-        price = clip((state.price - self._base_price) * self._price_scale, -1.0, 1.0)[:, None]
-        imbalance = clip(state.imbalance * self._imbalance_scale, -1.0, 1.0)[:, None]
-        if not self._load_scale:  # y stays at its base
-            return 0.0 * price, price, imbalance
-        change = (state.private_information - rules.private(params, None)) * self._load_scale
-        return clip(change, -1.0, 1.0), price, imbalance
+        y = state.private_information
+        price = column(clip((scalar(state.price) - self._base_price) * self._price_scale, -1.0, 1.0), y)
+        imbalance = column(clip(scalar(state.imbalance) * self._imbalance_scale, -1.0, 1.0), y)
+        if self.horizon == 1:
+            return price, imbalance
+        return clip((y - rules.private(params, None)) * self._load_scale, -1.0, 1.0), price, imbalance
 
     def policy(self, name: str) -> Policy:
         """``"truthful"``, ``"ve"`` (variational equilibrium) or ``"coordinated"``, each with full information."""
-        return ProfilePolicy(self, validation.choice("policy", name, ("truthful", "ve", "coordinated")))
+        return ProfilePolicy(self, validation.choice("policy", name, self.policies))
 
     def assess(self, params: Params, state: State, actions: Array) -> dict[str, Array]:
         """Exact stage-game measures ``(E, N)`` of a joint action: costs and exploitability [$].
 
         Exploitability is that of the game as played: the generalised game's, the penalised one's with a
         ``shared_penalty`` (costs then include the penalty), or by certified search (a bound within 1e-4) under
-        physical settlement. ``cost_equilibrium`` is that of the profile ``equilibrium`` names.
+        physical settlement. ``cost_equilibrium`` is that of the profile ``equilibrium`` names. ``posterior_variance``
+        [MWh²] is what reports and price leave unknown of each y, for a prior of standard deviation ``renewable_sd``.
         """
         y = state.private_information
         shift, variance = self.decode(params, actions)
@@ -344,7 +367,8 @@ class Communication:
         }
         # The operator's bill is split among the agents, so theirs is all the cost there is.
         social = {f"social_{name}": row_sum(cost) for name, cost in costs.items()}
-        return costs | social | {"exploitability": gain, "nearest": exact.nearest}
+        hidden = rules.posterior_variance(self.renewable_sd**2, variance)
+        return costs | social | {"exploitability": gain, "nearest": exact.nearest, "posterior_variance": hidden}
 
     def _cost(self, params: Params, y: Array, shift: Array, variance: Array) -> Array:
         cost = rules.expected_cost(params, shift, variance, self.settlement, y)

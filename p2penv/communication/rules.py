@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 
 from p2penv.core import validation
-from p2penv.core.arrays import Array, clip, namespace, row_sum
-from p2penv.core.roots import Inverse, evaluate, invert, ramp_vertices
+from p2penv.core.arrays import Array, clip, column, namespace, row_sum, safe_divide, smaller
+from p2penv.core.roots import Inverse, evaluate, inverse_of_answers, invert, ramp_vertices
 
 if TYPE_CHECKING:
     from p2penv.communication.scenario import Scenario
@@ -60,12 +60,14 @@ class Params(NamedTuple):
     trading_slope: Any = None  # k_n: the trading cost falls by k_n/B per MWh of the report total
     incentive: Any = None  # ℓ_n = k_n/B + p0/N
     weight: Any = None  # B_n/(2B²)
+    truthful_variance: Any = None  # ΣV of truthful reports: 0, or that of the floor
     target: Any = None  # L_n − β, with L_n = ℓ_n B²/B_n: the report total agent n would like best
     report_low: Any = None  # S interval of (8b), (8c)
     report_high: Any = None
     base_load: Any = None  # Y = Σ y of the scenario
     clearing: Any = None  # Inverse: λ from the report total, all bounds respected
     clearing_order: Any = None  # (4N,) which clip point stands where among the sorted ones
+    free: Any = None  # Inverse: equilibrium report total from Y while the shared bound is slack; None: made when needed
 
 
 Settlement = Literal["analytic", "physical"]
@@ -123,6 +125,7 @@ def derive(params: Params) -> Params:
     points, rates = clip_points(params)
     start = row_sum(params.generation_min + params.nominal_demand - params.demand_max)
     sorted_points, values, left, right, order = ramp_vertices(points, rates, start)
+    target = incentive * total * total / slope - intercept
     return params._replace(
         slope=slope,
         total_slope=total,
@@ -132,13 +135,30 @@ def derive(params: Params) -> Params:
         trading_slope=trading_slope,
         incentive=incentive,
         weight=0.5 * slope / (total * total),
-        target=incentive * total * total / slope - intercept,
+        truthful_variance=row_sum(params.variance_floor),
+        target=target,
         report_low=low * total - intercept,
         report_high=high * total - intercept,
         base_load=row_sum(params.nominal_demand - params.renewable_generation),
         clearing=invert(sorted_points, values, left, right),
         clearing_order=order,
+        free=_free_totals(target, params.variance_slope, params.max_shift),
     )
+
+
+def _free_totals(target: Array, variance_slope: Array, max_shift: Array) -> Inverse:
+    """Table that gives S from Y where ``S = Y + Σx_n(S)`` and x_n is agent n's best shift at a total of S.
+
+    ``Σ(−x)`` increases in S: x_n = −clip((S − target_n)/variance_slope_n, ±α_n), with a floor −α_n·sign(S − target_n).
+    """
+    xp = namespace(target, variance_slope)
+    flat = (variance_slope == 0).all()
+    if xp is np:
+        return inverse_of_answers(target, None if flat else 1.0 / variance_slope, max_shift, 1.0)
+    # Compiled code cannot look which of the two it is.
+    jumps = inverse_of_answers(target, None, max_shift, 1.0)
+    ramps = inverse_of_answers(target, 1.0 / xp.where(variance_slope == 0, 1.0, variance_slope), max_shift, 1.0)
+    return Inverse(*(xp.where(flat, jump, ramp) for jump, ramp in zip(jumps, ramps, strict=True)))
 
 
 def private(params: Params, private_information: Array | None) -> Array:
@@ -195,7 +215,7 @@ def dispatch(scenario: Scenario | Params, price: Array, bounded: bool = False) -
 def trading_change(params: Params, net_import: Array) -> Array:
     """Linear part of the trading cost in the trade with node 0 ``(..., N)`` (3), (4), (5) [$]."""
     own = params.root_price * net_import
-    return own - params.root_books * row_sum(own)[..., None]
+    return own - params.root_books * column(row_sum(own), own)
 
 
 def trading_cost(scenario: Scenario | Params, net_import: Array) -> Array:
@@ -227,12 +247,21 @@ def privacy_loss(scenario: Scenario | Params, shift: Array, variance: Array) -> 
     Zero where x = 0 (with V = 0 the report is the truth itself: (8e) does not see that), infinite where only V = 0.
     """
     del scenario  # the loss needs no parameters; the signature is that of the other rules
+    if isinstance(variance, np.ndarray) and np.count_nonzero(variance) == variance.size:
+        return shift * shift / (variance + variance)
     xp = namespace(shift, variance)
-    if xp is np and np.count_nonzero(variance) == np.size(variance):
-        return 0.5 * shift * shift / variance
     silent = variance == 0
     loss = 0.5 * shift * shift / xp.where(silent, 1.0, variance)
     return xp.where(silent & (shift != 0), float("inf"), loss)
+
+
+def posterior_variance(prior: Array | float, variance: Array) -> Array:
+    """Variance of y_n left to who sees its report, ``(..., N)``, for a normal prior of variance ``prior`` [MWh²].
+
+    The shift is a public strategy, so the report is y_n plus noise of variance V; the price is a function of all
+    reports and adds nothing to them.
+    """
+    return safe_divide(prior * variance, prior + variance)
 
 
 def privacy_price(scenario: Scenario | Params, shift: Array, form: Literal["paper", "kkt"] = "paper") -> Array:
@@ -251,8 +280,16 @@ def privacy_price(scenario: Scenario | Params, shift: Array, form: Literal["pape
     params = as_params(scenario)
     if form not in ("paper", "kkt"):
         raise ValueError(f"form must be 'paper' or 'kkt', got {form!r}")
-    price = params.weight * namespace(shift).abs(shift)
+    price = params.weight * abs(shift)
     return price if form == "paper" else price / params.privacy_budget
+
+
+def slack(params: Params, total: Array) -> Array:
+    """Distance of expected report totals ``(...)`` from the nearer end of the interval of (8b), (8c) [MWh].
+
+    Negative outside, where it is minus the :func:`violation`.
+    """
+    return smaller(total - params.report_low, params.report_high - total)
 
 
 def violation(params: Params, total: Array) -> Array:
@@ -272,18 +309,19 @@ def utility_gap(params: Params, load: Array, deviation: Array, extra_variance: A
         deviation: ``(...)`` report total minus Y: Σx for expected, Σ(x + ε) for realised cost [MWh].
         extra_variance: ``(...)`` ΣV beyond that of truthful play for expected, 0 for realised cost [MWh²].
     """
-    quadratic = deviation * (2.0 * (load + params.intercept) + deviation) + extra_variance
-    return params.incentive * deviation[..., None] - params.weight * quadratic[..., None]
+    level = load + params.intercept
+    quadratic = deviation * (level + (level + deviation)) + extra_variance
+    return params.incentive * column(deviation, params.incentive) - params.weight * column(quadratic, params.weight)
 
 
 def interior_cost(params: Params, y: Array, deviation: Array, variance: Array | float) -> Array:
     """Own cost (8a) ``(..., N)`` at a report total of Σy + deviation, its variance given; unchecked [$]."""
     price = (row_sum(y) + deviation + params.intercept) / params.total_slope
     return (
-        0.5 * params.slope * (price * price + variance / params.total_slope**2)[..., None]
+        params.slope * column(0.5 * (price * price + variance / params.total_slope**2), y)
         + params.standing_cost
-        + _trading_cost(params, y + params.offset - params.slope * price[..., None])
-        - (params.wholesale_price / y.shape[-1]) * deviation[..., None]
+        + _trading_cost(params, y + params.offset - params.slope * column(price, y))
+        - column((params.wholesale_price / y.shape[-1]) * deviation, y)
     )
 
 

@@ -7,10 +7,8 @@ market" (equation numbers in brackets are that paper's).
 from __future__ import annotations
 
 import dataclasses
-import tomllib
 from dataclasses import dataclass
 from functools import cached_property
-from importlib import resources
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -20,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from p2penv.communication import rules
 from p2penv.communication.rules import Params
-from p2penv.core import validation
+from p2penv.core import scenarios, validation
 from p2penv.core.params import cast, freeze
 
 Floats = NDArray[np.float64]
@@ -288,11 +286,7 @@ class Scenario:
             TypeError: unknown field.
             ValueError: renewable generation would turn negative, or whatever building a scenario raises.
         """
-        known = {field.name for field in dataclasses.fields(self)}
-        for field in fields:
-            if field not in known:
-                allowed = ", ".join(sorted(known | {"net_load", "trading_price"}))
-                raise TypeError(f"unknown scenario field {field!r}; allowed: {allowed}")
+        scenarios.check_fields(type(self), fields, "net_load", "trading_price")
         if trading_price is not None:
             fields |= _trading_fields(trading_price)
         scenario = dataclasses.replace(self, **fields) if fields else self
@@ -370,11 +364,7 @@ def _trading_fields(price: ArrayLike | tuple[ArrayLike, ArrayLike]) -> dict[str,
 
 def scenario_names() -> list[str]:
     """Names of the shipped scenarios."""
-    return sorted(path.name.removesuffix(".toml") for path in _folder().iterdir() if path.name.endswith(".toml"))
-
-
-def _folder() -> Any:
-    return resources.files("p2penv") / "data" / "communication"
+    return scenarios.names("communication")
 
 
 def load_scenario(name: str | Path = "ieee14", **overrides: Any) -> Scenario:
@@ -389,40 +379,16 @@ def load_scenario(name: str | Path = "ieee14", **overrides: Any) -> Scenario:
         ValueError: unknown name (the error lists the known ones) or bad values.
         TypeError: unknown field.
     """
-    scenario = _build(_read(name), str(name))
+    scenario = scenarios.build(Scenario, _read(name), str(name))
     return scenario.replace(**overrides) if overrides else scenario
 
 
 def _read(name: str | Path) -> dict[str, Any]:
-    path = Path(name)
-    if path.suffix == ".toml":
-        if not path.is_file():
-            raise ValueError(f"no scenario file {str(path)!r}")
-    else:
-        validation.choice("scenario", str(name), scenario_names())
-        path = _folder() / f"{name}.toml"
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"scenario {str(name)!r} is not valid TOML: {error}") from None
+    table, parent = scenarios.read("communication", name)
     # Before the base's fields are filled in: its trading price must not replace this table's own prices.
     if "trading_price" in table:
         table |= _trading_fields(table.pop("trading_price"))
     if "base" not in table:
         return table
     base = str(table.pop("base"))
-    return _read(path.parent / base if base.endswith(".toml") else base) | table
-
-
-def _build(table: dict[str, Any], source: str) -> Scenario:
-    known = {field.name for field in dataclasses.fields(Scenario)}
-    required = {
-        field.name
-        for field in dataclasses.fields(Scenario)
-        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-    }
-    if unknown := table.keys() - known:
-        raise TypeError(f"unknown fields in scenario {source!r}: {', '.join(sorted(unknown))}")
-    if missing := required - table.keys():
-        raise ValueError(f"scenario {source!r} lacks {', '.join(sorted(missing))}")
-    return Scenario(**table)
+    return _read(parent / base if base.endswith(".toml") else base) | table

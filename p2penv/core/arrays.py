@@ -17,6 +17,8 @@ from scipy import special
 Array = Any  # an array of any namespace that follows the array API standard
 Tree = TypeVar("Tree")
 NUMPY = (np.ndarray, np.generic, float, int)
+SCALAR = (np.floating, float)
+SHORT = 2048  # longest row summed as a product with ones
 
 
 def namespace(*arrays: Array) -> ModuleType:
@@ -29,6 +31,8 @@ def namespace(*arrays: Array) -> ModuleType:
 
 def clip(values: Array, low: Array, high: Array) -> Array:
     """Elementwise ``min(max(values, low), high)`` with array bounds of any broadcastable shape."""
+    if isinstance(values, np.floating) and isinstance(low, SCALAR) and isinstance(high, SCALAR):
+        return min(max(values, low), high)  # a quarter of the time
     xp = namespace(values, low, high)
     return xp.minimum(xp.maximum(values, low), high)
 
@@ -38,11 +42,42 @@ def _ones(size: int, dtype: np.dtype[Any]) -> np.ndarray:
     return np.ones(size, dtype)
 
 
+def smaller(first: Array, second: Array) -> Array:
+    """Elementwise minimum of two arrays of any broadcastable shape."""
+    if isinstance(first, SCALAR) and isinstance(second, SCALAR):
+        return min(first, second)
+    return namespace(first, second).minimum(first, second)
+
+
+def scalar(values: Array) -> Array:
+    """The number in a NumPy array of one, whose arithmetic takes a sixth of the time; other arrays as they are."""
+    return values[0] if isinstance(values, np.ndarray) and values.shape == (1,) else values
+
+
+def vector(values: Array) -> Array:
+    """An array of one for a NumPy scalar, undoing :func:`scalar`; other arrays as they are."""
+    return values.reshape(1) if isinstance(values, np.generic) else values
+
+
+def column(values: Array, rows: Array) -> Array:
+    """``values (...)`` with an axis for the agents, to combine with ``rows (..., N)``.
+
+    A single value stays a scalar where that gives the same: NumPy then takes less than half the time.
+    """
+    if isinstance(values, SCALAR):
+        return values
+    if isinstance(values, np.ndarray) and values.size == 1 and values.ndim < rows.ndim:
+        return values.reshape(())
+    return values[..., None]
+
+
 def row_sum(values: Array) -> Array:
     """Sum over the last axis."""
     if isinstance(values, np.ndarray):
-        if values.ndim == 2 and len(values) == 1:  # one environment: a third of the time of a reduction
-            return values.dot(_ones(values.shape[1], values.dtype))
+        size = values.shape[-1]
+        # One environment: a third of the time of a reduction, whose pairwise sums long rows need for accuracy.
+        if values.size == size <= SHORT and values.dtype.kind == "f":
+            return values.dot(_ones(size, values.dtype))
         return np.add.reduce(values, axis=-1)  # np.sum without its detour
     return namespace(values).sum(values, axis=-1)
 
@@ -86,6 +121,19 @@ def normal_cdf(values: Array) -> Array:
 
         return torch.special.ndtr(values)
     return special.ndtr(values)
+
+
+def normal_quantile(probabilities: Array) -> Array:
+    """Inverse of :func:`normal_cdf`; most accurate in the lower tail."""
+    if array_api_compat.is_jax_array(probabilities):
+        from jax.scipy.special import ndtri
+
+        return ndtri(probabilities)
+    if array_api_compat.is_torch_array(probabilities):
+        import torch
+
+        return torch.special.ndtri(probabilities)
+    return special.ndtri(probabilities)
 
 
 def merge(done: Array, fresh: Tree, old: Tree) -> Tree:

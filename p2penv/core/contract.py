@@ -66,6 +66,8 @@ class MarketEnv(Protocol):
     info_axes: Mapping[str, Literal["env", "agent"]]
     context: Array
     """(N, Fs) constant features in [−1, 1]."""
+    policies: tuple[str, ...]
+    """Names of the exact profiles :meth:`policy` knows, what comes closest to an equilibrium first."""
     equilibrium: str
     """What ``cost_equilibrium`` of ``assess`` belongs to."""
     reward_scale: Array
@@ -93,7 +95,7 @@ class MarketEnv(Protocol):
         """Changing features, each broadcastable to ``(E, N)``, in [−1, 1]."""
 
     def policy(self, name: str) -> Policy:
-        """Reference policy by name (``"truthful"``, ``"ve"``, …)."""
+        """Reference policy by name, one of ``policies``."""
 
     def assess(self, params: Any, state: Any, actions: Array) -> dict[str, Array]:
         """Exact stage-game measures of a joint action, what every report needs.
@@ -101,7 +103,8 @@ class MarketEnv(Protocol):
         Keys: ``cost``, ``cost_truthful``, ``cost_equilibrium``, ``cost_coordinated`` (the planner's),
         ``exploitability``, each ``(E, N)``; ``social_cost`` and the same three variants ``(E,)``, which with
         transfers to an operator is not the sum of the agents' costs; ``nearest (E,)`` where no feasible equilibrium
-        exists and the nearest profile stands in.
+        exists and the nearest profile stands in. Where a bound on what a deviation gains is proven, ``regret_bound``
+        ``(E, N)`` too. Other keys are measures of the market's own, ``(E, N)`` or ``(E,)``.
         """
 
     def render(self, state: Any, info: Mapping[str, Array]) -> Any:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from p2penv.core.arrays import Array, gather, namespace, row_max, running_sum, safe_divide
+import numpy as np
+
+from p2penv.core.arrays import Array, gather, namespace, row_max, row_sum, running_sum, safe_divide
 
 # A slope below this many units of rounding of the steepest one is left by the prefix sums: the piece is flat.
 FLAT = 512
@@ -84,7 +86,8 @@ def piece(table: Inverse, target: Array) -> Array:
     """
     xp = namespace(table.knots, target)
     if table.knots.ndim == 1:
-        return xp.searchsorted(table.knots, target)
+        # NumPy's function takes four times as long as the method.
+        return table.knots.searchsorted(target) if xp is np else xp.searchsorted(table.knots, target)
     return xp.sum(xp.astype(table.knots < target[..., None], xp.int32), axis=-1)
 
 
@@ -111,3 +114,30 @@ def piecewise_root(points: Array, increments: Array, start: Array, target: Array
     """
     points, values, left, right, _ = ramp_vertices(points, increments, start, slope)
     return evaluate(invert(points, values, left, right), target)
+
+
+def inverse_of_answers(aim: Array, rate: Array | None, reach: Array, slope: float) -> Inverse:
+    """Table of the inverse of ``slope·t + Σ_n clip(rate_n·(t − aim_n), ±reach_n)``.
+
+    Args:
+        aim: ``(..., N)`` where each answer changes sign; one table for each row.
+        rate: ``(..., N)`` steepness of each answer, > 0; None: its limit, ``reach·sign(t − aim)``.
+        reach: ``(..., N)`` largest answers, ≥ 0.
+        slope: slope of what is added to the answers, ≥ 0.
+    """
+    xp = namespace(aim, reach)
+    if aim.ndim > 1:
+        reach, rate = reach + 0.0 * aim, None if rate is None else rate + 0.0 * aim
+    if rate is not None:
+        half = reach / rate
+        points = xp.concat([aim - half, aim + half], axis=-1)
+        changes = xp.concat([rate, -rate], axis=-1)
+        points, values, left, right, _ = ramp_vertices(points, changes, -row_sum(reach), slope)
+        return invert(points, values, left, right)
+    order = xp.argsort(aim, axis=-1)
+    aim, reach = gather(aim, order), gather(reach, order)
+    after = slope * aim - row_sum(reach)[..., None] + 2.0 * running_sum(reach)
+    points = xp.reshape(xp.stack([aim, aim], axis=-1), (*aim.shape[:-1], -1))
+    values = xp.reshape(xp.stack([after - 2.0 * reach, after], axis=-1), (*aim.shape[:-1], -1))
+    ends = slope + 0.0 * points[..., 0]
+    return invert(points, values, ends, ends)

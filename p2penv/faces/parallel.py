@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from itertools import repeat
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,27 @@ from p2penv.faces.runner import Runner
 from p2penv.faces.window import Picture
 
 Observation = NDArray[np.float32]
+Infos = dict[str, dict[str, float]]
+
+
+@cache
+def records(market_keys: tuple[str, ...], agent_keys: tuple[str, ...]) -> Callable[..., Infos]:
+    """A function of the agents, one value for each market key and one list for each agent key: everybody's infos.
+
+    As ``namedtuple`` does, it writes the code for the keys: ``{"price": m0, "shift": a0}`` takes a third of the time
+    of ``dict(zip(keys, values))``, and there is one for each agent and step.
+
+    >>> records(("price",), ("shift",))(["a", "b"], 9.5, [0.0, 1.0])
+    {'a': {'price': 9.5, 'shift': 0.0}, 'b': {'price': 9.5, 'shift': 1.0}}
+    """
+    market, own = ([f"{kind}{n}" for n in range(len(keys))] for kind, keys in (("m", market_keys), ("a", agent_keys)))
+    columns = [f"{name}s" for name in own]
+    pairs = zip((*market_keys, *agent_keys), (*market, *own), strict=True)
+    record = ", ".join(f"{key!r}: {name}" for key, name in pairs)
+    rows = f"for {', '.join(('agent', *own))}, in zip({', '.join(('agents', *columns))}, strict=True)"
+    source = f"lambda {', '.join(('agents', *market, *columns))}: {{agent: {{{record}}} {rows}}}"
+    built: Callable[..., Infos] = eval(source, {"__builtins__": {"zip": zip}})
+    return built
 
 
 class MarketParallelEnv(ParallelEnv[str, Observation, NDArray[Any]]):
@@ -45,8 +67,8 @@ class MarketParallelEnv(ParallelEnv[str, Observation, NDArray[Any]]):
         self._observations: Observation | None = None
         self._info: dict[str, NDArray[Any]] = {}
         self._picture = Picture(self.runner, self.render_mode)
-        self._market_keys = [key for key, axis in env.info_axes.items() if axis == "env"]
-        self._agent_keys = [key for key, axis in env.info_axes.items() if axis == "agent"]
+        self._market_keys = tuple(key for key, axis in env.info_axes.items() if axis == "env")
+        self._agent_keys = tuple(key for key, axis in env.info_axes.items() if axis == "agent")
 
     def observation_space(self, agent: str) -> spaces.Box:
         """Observation space of an agent, the same object each time."""
@@ -58,7 +80,7 @@ class MarketParallelEnv(ParallelEnv[str, Observation, NDArray[Any]]):
 
     def reset(
         self, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[dict[str, Observation], dict[str, dict[str, float]]]:
+    ) -> tuple[dict[str, Observation], Infos]:
         """Start an episode. A seed restarts the random stream; ``options`` are accepted for the API, none exist."""
         del options
         self._info = self.runner.reset(seed)
@@ -68,7 +90,7 @@ class MarketParallelEnv(ParallelEnv[str, Observation, NDArray[Any]]):
 
     def step(
         self, actions: dict[str, NDArray[Any]]
-    ) -> tuple[dict[str, Observation], dict[str, float], dict[str, bool], dict[str, bool], dict[str, dict[str, float]]]:
+    ) -> tuple[dict[str, Observation], dict[str, float], dict[str, bool], dict[str, bool], Infos]:
         """Play one action an agent.
 
         Raises:
@@ -83,10 +105,10 @@ class MarketParallelEnv(ParallelEnv[str, Observation, NDArray[Any]]):
         step = self.runner.step(self.runner.check(self._gather(actions)))
         self._info = step.info
         self._observations = self.runner.observations(step.state)[0]
-        terminated, truncated = bool(step.terminated[0]), bool(step.truncated[0])
+        terminated, truncated = step.terminated.item(), step.truncated.item()
         results = (
-            dict(zip(agents, self._observations, strict=True)),
-            dict(zip(agents, step.reward[0].tolist(), strict=True)),
+            dict(zip(agents, self._observations, strict=False)),  # strict takes half as long again
+            dict(zip(agents, step.reward.tolist()[0], strict=False)),
             dict.fromkeys(agents, terminated),
             dict.fromkeys(agents, truncated),
             self._infos(),
@@ -119,13 +141,13 @@ class MarketParallelEnv(ParallelEnv[str, Observation, NDArray[Any]]):
             row[: shape[0]] = action
         return joint
 
-    def _infos(self) -> dict[str, dict[str, float]]:
-        if not self._info:
+    def _infos(self) -> Infos:
+        info = self._info
+        if not info:
             return {agent: {} for agent in self.agents}
-        market = [repeat(self._info[key].item()) for key in self._market_keys]
-        columns = [self._info[key][0].tolist() for key in self._agent_keys]
-        keys, rows = (*self._market_keys, *self._agent_keys), zip(*market, *columns, strict=False)
-        return dict(zip(self.agents, map(dict, map(zip, repeat(keys), rows)), strict=False))  # no Python frame a row
+        build = records(self._market_keys, self._agent_keys)  # from a cache: written code cannot be pickled
+        market = [info[key].item() for key in self._market_keys]
+        return build(self.agents, *market, *[info[key].tolist()[0] for key in self._agent_keys])
 
     def state(self) -> Observation:
         """All observations, flattened ``(N·F,)``."""

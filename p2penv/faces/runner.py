@@ -118,8 +118,9 @@ def _aligned(params: Any, agents: int, num_envs: int) -> Any:
     """Parameters in the shapes of a step: NumPy takes thrice as long where it has to broadcast one row of agents."""
 
     def leaf(array: Any) -> Any:
-        if isinstance(array, np.generic):
-            return np.asarray(array)
-        return array[None] if num_envs == 1 and isinstance(array, np.ndarray) and array.shape == (agents,) else array
+        shape = getattr(array, "shape", None)
+        if shape == ():  # with one environment it will meet other scalars, with several arrays
+            return array[()] if num_envs == 1 else np.asarray(array)
+        return array[None] if num_envs == 1 and shape == (agents,) else array
 
     return type(params)(*map(leaf, params))

@@ -25,10 +25,11 @@ Floats = NDArray[Any]
 class _Learner:
     """One agent's view of E environments."""
 
-    def __init__(self, env: MarketEnv, num_envs: int, agent: str, others: str | Policy, **options: Any) -> None:
+    def __init__(self, env: MarketEnv, num_envs: int, agent: str, others: str | Policy | None, **options: Any) -> None:
         self.runner = Runner(env, num_envs, **options)
         self.agent = validation.choice("agent", agent, self.runner.agents)
         self.index = self.runner.agents.index(agent)
+        others = env.policies[0] if others is None else others
         self.policy = env.policy(others) if isinstance(others, str) else others
         self.action_space = self.runner.action_spaces[agent]
         self.observation_space = self.runner.observation_spaces[agent]
@@ -75,7 +76,8 @@ class MarketSoloEnv(gymnasium.Env[Floats, Floats]):
     Args:
         env: the functional environment.
         agent: name of the learner.
-        others: name of a reference policy (``"ve"``: the equilibrium) or a ``Policy`` for everybody else.
+        others: name of a reference policy or a ``Policy`` for everybody else; by default the equilibrium, the first
+            of the market's ``policies``.
         render_mode: None, ``"rgb_array"`` or ``"human"``.
         dtype: of the arithmetic inside.
         out_of_range: ``"raise"`` or ``"clip"`` actions outside [−1, 1].
@@ -85,7 +87,7 @@ class MarketSoloEnv(gymnasium.Env[Floats, Floats]):
         self,
         env: MarketEnv,
         agent: str,
-        others: str | Policy = "ve",
+        others: str | Policy | None = None,
         render_mode: str | None = None,
         dtype: str = "float64",
         out_of_range: str = "raise",
@@ -149,7 +151,7 @@ class MarketSoloVectorEnv(BatchedEnv):
         env: MarketEnv,
         num_envs: int,
         agent: str,
-        others: str | Policy = "ve",
+        others: str | Policy | None = None,
         dtype: str = "float64",
         out_of_range: str = "raise",
     ) -> None:
