@@ -251,7 +251,7 @@ def learning(quick: bool) -> Iterator[Row]:
     config = TrainConfig(num_envs=8 if quick else 64)
     env = p2penv.make_functional("communication_v0")
     vec = make_env(env, config)
-    (model,) = make_models(config, [vec], env.horizon, None)
+    (model,) = make_models(config, env, [vec], None)
     model.learn(1)
     before, start = model.num_timesteps, time.perf_counter()
     model.learn(1 if quick else 100_000, reset_num_timesteps=False)
@@ -292,7 +292,9 @@ def run(quick: bool = False, folder: Path = Path("runs/bench")) -> list[Row]:
         quick: small sizes and few repeats, only to see that everything runs; the numbers mean little then.
         folder: where to write.
     """
-    parts = (single_steps, batched_steps, equilibria, jax_rollout, learning)
+    from benchmarks import speed_dpvcg
+
+    parts = (single_steps, batched_steps, equilibria, jax_rollout, learning, speed_dpvcg.rows)
     rows = [row for part in parts for row in part(quick)]
     Console().print(table(rows))
     plain = [asdict(row) for row in rows]

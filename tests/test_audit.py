@@ -91,7 +91,7 @@ def test_intervals_over_contexts_shrink():
 
 def test_learned_attackers_find_the_exact_regret_and_no_more():
     env = make(types="fixed", **FINITE)
-    found = truthfulness.audit(env, learn=True, steps=2_000)
+    found = truthfulness.audit(env, learn=True, steps=1_000)
     assert found.agree is True
     assert (found.learned <= found.regret + 1e-7).all()
     assert found.learned.sum() > 0.9 * found.regret.sum()

@@ -66,8 +66,11 @@ def test_signs_of_the_signed_quantity():
     ("fields", "message"),
     [
         ({"utility_quadratic": [-0.01, NAN]}, "utility_quadratic[1] must be finite, got nan (agent 1)"),
-        ({"utility_quadratic": [-0.01, 0.0]}, "utility_quadratic[1] must be < 0: utility is concave, got 0.0"),
-        ({"cost_quadratic": [0.01, -0.02]}, "cost_quadratic[1] must be > 0: cost is convex, got -0.02"),
+        (
+            {"utility_quadratic": [-0.01, 0.0]},
+            "utility_quadratic[1] must be <= -1e-09: utility is strictly concave, got 0.0",
+        ),
+        ({"cost_quadratic": [0.01, -0.02]}, "cost_quadratic[1] must be >= 1e-09: cost is strictly convex, got -0.02"),
         ({"utility_linear": [0.3, 0.3, 0.3]}, "must be a scalar or of shape (3,), got shape (2,)"),
         ({"cost_linear": INF}, "cost_linear[0] must be finite, got inf (agent 0)"),
         ({"utility_constant": [[1.0, 2.0]]}, "utility_constant must be a scalar or of shape (2,), got shape (1, 2)"),

@@ -2,6 +2,7 @@
 
 import itertools
 import warnings
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from pettingzoo import ParallelEnv
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 from toy_market import Toy
 
-from p2penv import MARKETS, make_functional, make_parallel, testing
+from p2penv import MARKETS, make_functional, make_parallel, make_solo, testing
 from p2penv.communication import Scenario
 from p2penv.communication_v0 import env, parallel_env, raw_env, solo_env
 from p2penv.core.contract import Draw
@@ -53,12 +54,34 @@ def every_combination():
         yield {"horizon": horizon, **rules, **OUTSIDE[(index + 3) % len(OUTSIDE)], "trading_price": heterogeneous()}
 
 
-COMBINATIONS = list(every_combination())
+VCG_MECHANISMS = [
+    {"mechanism": "vcg", "payments": "vcg"},
+    {"mechanism": "laplace", "payments": "vcg", "laplace_samples": 8},
+    *(
+        {"mechanism": "exponential", "payments": payments, "support": support, "range_size": 20}
+        for payments, support in itertools.product(("algorithm3", "entropy"), ("continuous", "finite"))
+    ),
+]
 
 
-def label(options):
-    return "-".join(str(value) for key, value in options.items() if key != "trading_price") + (
-        "-heterogeneous" if "trading_price" in options else ""
+def every_vcg_combination():
+    """All mechanisms, reports and rewards; length, types and the options outside take turns."""
+    for index, (mechanism, report, reward) in enumerate(
+        itertools.product(VCG_MECHANISMS, ("scale", "coefficients"), ("expected", "realised"))
+    ):
+        turns = {"horizon": (1, 3)[(index + index // 4) % 2], "types": ("uniform", "fixed")[index // 2 % 2]}
+        yield {**mechanism, "report": report, "reward": reward, **turns, **OUTSIDE[index % len(OUTSIDE)]}
+
+
+COMBINATIONS = [("communication_v0", options) for options in every_combination()]
+COMBINATIONS += [("dpvcg_v0", options) for options in every_vcg_combination()]
+
+
+def label(value):
+    if isinstance(value, str):
+        return value
+    return "-".join(str(entry) for key, entry in value.items() if key != "trading_price") + (
+        "-heterogeneous" if "trading_price" in value else ""
     )
 
 
@@ -66,9 +89,13 @@ def market_options(options):
     return {key: value for key, value in options.items() if key not in ("dtype", "out_of_range")}
 
 
-@pytest.mark.parametrize("options", COMBINATIONS, ids=label)
-def test_pettingzoo(options, capsys):
-    make, make_turns = (lambda: parallel_env(**options)), (lambda: env(**options))
+every_market_and_option = pytest.mark.parametrize(("name", "options"), COMBINATIONS, ids=label)
+
+
+@every_market_and_option
+def test_pettingzoo(name, options, capsys):
+    module = import_module(f"p2penv.{name}")
+    make, make_turns = (lambda: module.parallel_env(**options)), (lambda: module.env(**options))
     parallel_api_test(make(), num_cycles=4)
     api_test(make_turns(), num_cycles=4)
     parallel_seed_test(make, num_cycles=4)
@@ -77,17 +104,18 @@ def test_pettingzoo(options, capsys):
     assert "Passed API test" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("options", COMBINATIONS, ids=label)
-def test_gymnasium_and_sb3(options):
-    solo = solo_env(agent="prosumer_9", **options)
+@every_market_and_option
+def test_gymnasium_and_sb3(name, options):
+    agent = {"communication_v0": "prosumer_9", "dpvcg_v0": "producer_1"}[name]
+    solo = make_solo(name, agent, **options)
     check_env(solo, skip_render_check=True)
     sb3_check_env(solo, warn=True, skip_render_check=True)
 
 
-@pytest.mark.parametrize("options", COMBINATIONS, ids=label)
-def test_own_checks(options):
-    testing.check_parallel(lambda: parallel_env(**options), episodes=2)
-    market = make_functional("communication_v0", **market_options(options))
+@every_market_and_option
+def test_own_checks(name, options):
+    testing.check_parallel(lambda: make_parallel(name, **options), episodes=2)
+    market = make_functional(name, **market_options(options))
     testing.check_functional(market, num_envs=2)
     testing.check_batch(market, num_envs=2)
 

@@ -29,8 +29,18 @@ MARKETS = {
 }
 
 
-@pytest.fixture(params=MARKETS, ids=MARKETS)
+VCG_MARKETS = {
+    "vcg": {"mechanism": "vcg", "horizon": 3, "report": "coefficients"},
+    "vcg finite": {"support": "finite", "horizon": 3, "reward": "realised"},
+    "vcg continuous": {"reward": "realised", "payments": "entropy", "report": "coefficients"},
+    "vcg laplace": {"mechanism": "laplace", "laplace_samples": 8, "horizon": 2, "reward": "realised"},
+}
+
+
+@pytest.fixture(params=[*MARKETS, *VCG_MARKETS])
 def market(request):
+    if request.param in VCG_MARKETS:
+        return make_functional("dpvcg_v0", **VCG_MARKETS[request.param])
     return make_functional("communication_v0", **MARKETS[request.param])
 
 
@@ -197,7 +207,8 @@ def test_environments_of_a_batch_equal_single_ones(market):
                 {key: value[one] for key, value in noise.items()},
             )
             np.testing.assert_allclose(alone.reward[0], step.reward[row], rtol=1e-12, atol=1e-12)
-            np.testing.assert_allclose(alone.state.price[0], step.state.price[row], rtol=1e-13)
+            for own, batch in zip(alone.state, step.state, strict=True):
+                np.testing.assert_allclose(own[0], batch[row], rtol=1e-12, atol=1e-12)
         state = step.state
 
 
@@ -284,10 +295,12 @@ def test_single_precision_faces(options):
 
 
 def test_solo_equals_parallel_with_the_others_at_policy(market):
-    index, agent = 9, "prosumer_9"
+    parallel, name = MarketParallelEnv(market), "ve" if "ve" in market.policies else "truthful"
+    index = min(9, len(parallel.possible_agents) - 2)
+    agent = parallel.possible_agents[index]
     own = draws(market, 2 * market.horizon)[:, 0, index]
-    solo, twin = MarketSoloEnv(market, agent, others="ve"), MarketSoloVectorEnv(market, 1, agent, others="ve")
-    parallel, policy = MarketParallelEnv(market), market.policy("ve")
+    solo, twin = MarketSoloEnv(market, agent, others=name), MarketSoloVectorEnv(market, 1, agent, others=name)
+    policy = market.policy(name)
     received, info = solo.reset(seed=4)
     batch, _ = twin.reset(seed=4)
     everybody, infos = parallel.reset(seed=4)

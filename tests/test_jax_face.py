@@ -215,3 +215,56 @@ def test_stream_moments_and_independence(dtype, double):
     assert float(noise["b"].mean()) == pytest.approx(0.5, abs=0.01)
     assert float(noise["b"].min()) >= 0
     assert abs(float(jnp.corrcoef(noise["a"].ravel(), noise["c"].ravel())[0, 1])) < 0.03
+
+
+# The VCG market.
+
+VCG = {
+    "vcg": {"mechanism": "vcg", "horizon": 2},
+    "finite": {"support": "finite", "reward": "realised", "payments": "entropy", "report": "coefficients"},
+    "continuous": {"reward": "realised"},
+    "laplace": {"mechanism": "laplace", "laplace_samples": 8, "epsilon": 20.0},
+}
+
+
+@pytest.mark.parametrize("options", VCG.values(), ids=VCG)
+def test_the_vcg_market_equals_numpy_given_the_same_noise(options, double):
+    market, envs = make_functional("dpvcg_v0", **options), 4
+    params = market.parameters(jnp)
+    stream, rng = NumpyStream(0), np.random.default_rng(0)
+    noise = stream.draw(market.initial_noise, envs)
+    state = market.initial(market.params, noise, envs)
+    other = market.initial(params, {key: jnp.asarray(value) for key, value in noise.items()}, envs)
+    step = jax.jit(market.step)
+    for _ in range(market.horizon):
+        actions = rng.uniform(-1, 1, (envs, 6, len(market.action_names)))
+        noise = stream.draw(market.noise, envs)
+        wanted = market.step(market.params, state, actions, noise)
+        got = step(params, other, jnp.asarray(actions), {key: jnp.asarray(value) for key, value in noise.items()})
+        np.testing.assert_allclose(got.reward, wanted.reward, rtol=1e-9, atol=1e-9)
+        np.testing.assert_array_equal(got.terminated, wanted.terminated)
+        for key, value in wanted.info.items():
+            np.testing.assert_allclose(got.info[key], value, rtol=1e-9, atol=1e-9, err_msg=key)
+        for one, same in zip(
+            market.observe(params, got.state), market.observe(market.params, wanted.state), strict=True
+        ):
+            np.testing.assert_allclose(one, same, rtol=1e-9, atol=1e-12)
+        state, other = wanted.state, got.state
+
+
+def test_the_vcg_market_rolls_out_and_has_gradients(double):
+    """Rollouts of truth give the truthful payoffs; the slope of an agent's reward in its own action, numerically."""
+    market = make_functional("dpvcg_v0", **VCG["finite"] | {"reward": "expected", "types": "fixed", "horizon": 1})
+    face, truthful = MarketJaxEnv(market, 2, dtype="float64"), market.policy("truthful")
+    _, rewards = jax.jit(lambda key, params: face.rollout(key, truthful, 3, params))(jax.random.key(0), face.params)
+    wanted = market.mechanism.payoffs(market.payments)
+    np.testing.assert_allclose(rewards, np.broadcast_to(wanted, (3, 2, 6)), atol=1e-9)
+
+    state = market.initial(face.params, {}, 1)
+    actions = jnp.asarray(np.random.default_rng(1).uniform(-0.9, 0.9, (1, 6, len(market.action_names))))
+    weights = jnp.arange(6.0)
+    value = jax.jit(lambda actions: (market.step(face.params, state, actions, {}).reward @ weights)[0])
+    slope, small = jax.jit(jax.grad(value))(actions), 1e-5
+    direction = jnp.asarray(np.random.default_rng(2).normal(size=actions.shape))
+    numeric = (value(actions + small * direction) - value(actions - small * direction)) / (2 * small)
+    np.testing.assert_allclose(jnp.sum(slope * direction), numeric, rtol=1e-5, atol=1e-7)

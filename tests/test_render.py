@@ -15,6 +15,8 @@ from p2penv import communication_v0
 from p2penv.communication import Scenario, equilibrium, load_scenario, rules
 from p2penv.communication.render import COLOURS, draw, network_figure
 from p2penv.core.random import NumpyStream
+from p2penv.dpvcg import Scenario as VCGScenario
+from p2penv.dpvcg.render import draw as draw_vcg
 from p2penv.faces.window import pixels
 
 
@@ -159,3 +161,40 @@ def test_missing_matplotlib_names_the_extra_and_pyplot_is_never_loaded():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "ImportError: rendering needs matplotlib: pip install 'p2penv[render]'" in result.stderr
+
+
+# The VCG market.
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"mechanism": "vcg", "types": "fixed"}, ["community6: VCG", "welfare 1.568", "budget -0.837"]),
+        ({"support": "finite", "epsilon": 0.5, "report": "coefficients"}, ["exponential mechanism", "ε = 0.5"]),
+        ({"mechanism": "laplace", "laplace_samples": 4, "horizon": 3}, ["laplace mechanism", "ε = 1"]),
+        ({"mechanism": "vcg", "infos": "none"}, ["community6: VCG"]),
+        ({"mechanism": "vcg", "scenario": VCGScenario.random(20, 20, 0)}, ["random-20-20-0"]),
+    ],
+)
+def test_the_vcg_market_is_drawn(options, words):
+    env = p2penv.make_functional("dpvcg_v0", **options)
+    stream = NumpyStream(1)
+    state = env.initial(env.params, stream.draw(env.initial_noise, 2), 2)
+    actions = env.policy("truthful").act(env.params, None, state, {})
+    step = env.step(env.params, state, actions, stream.draw(env.noise, 2))
+    for info in (env.initial_info(env.params, state), step.info):
+        figure = draw_vcg(env, state, info)
+        assert pixels(figure).shape == (450, 900, 3)
+        assert np.ptp(pixels(figure)) > 200
+        assert words[0] in figure.texts[0].get_text()
+    assert all(word in figure.texts[0].get_text() for word in words)
+    if options.get("types") == "fixed":
+        curves, upper, lower = figure.axes
+        # What was cleared: 47.626 kWh at 0.048 $/kWh, and each quantity as a dot.
+        point = next(line for line in curves.lines if line.get_marker() == "o")
+        np.testing.assert_allclose(np.ravel(point.get_data()), [47.626297, 0.047956], atol=1e-6)
+        dots = next(c for c in upper.collections if isinstance(c, PathCollection)).get_offsets()
+        np.testing.assert_allclose(dots[:, 1], np.abs(step.info["quantity"][0]))
+        heights = [patch.get_height() for patch in lower.patches]
+        np.testing.assert_allclose(heights[6:], step.info["payment"][0])
+        np.testing.assert_allclose(np.subtract(heights[:6], heights[6:]), step.reward[0])

@@ -177,11 +177,15 @@ def test_the_rollout_buffer_holds_what_was_seen(reward):
             np.testing.assert_array_equal(rewards[time], expected)
 
 
-def test_training_is_reproducible():
+@pytest.mark.parametrize(
+    ("name", "options"), [(NAME, {}), ("dpvcg_v0", {"support": "finite", "report": "coefficients"})], ids=str
+)
+def test_training_is_reproducible(name, options):
     def weights(seed):
-        market = make_functional(NAME, horizon=4, reward="realised")
-        model = PPO("MlpPolicy", MarketVecEnv(market, 2), n_steps=8, n_epochs=2, batch_size=104, seed=seed, **SIZES)
-        model.learn(2 * 8 * 26)
+        face = MarketVecEnv(make_functional(name, horizon=4, reward="realised", **options), 2)
+        rollout = 8 * face.num_envs
+        model = PPO("MlpPolicy", face, n_steps=8, n_epochs=2, batch_size=rollout // 2, seed=seed, **SIZES)
+        model.learn(2 * rollout)
         return torch.cat([value.flatten() for value in model.policy.state_dict().values()]).numpy()
 
     first = weights(5)

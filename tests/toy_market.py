@@ -33,6 +33,7 @@ class Toy:
     context = np.array([[0.1], [0.2], [0.3]])
     reward_scale = np.ones(3)
     policies = ()
+    discount = 0.0
     features = ("size", "level", "left")
 
     def __init__(self, horizon=4):

@@ -143,7 +143,7 @@ def train(
     steps: Annotated[int | None, typer.Option(help="agent-steps in all; default by algorithm and horizon")] = None,
     envs: Annotated[int, typer.Option(help="environments stepped together")] = TrainConfig.num_envs,
     learning_rate: Annotated[float, typer.Option(help="at the start, falls to zero")] = TrainConfig.learning_rate,
-    gamma: Annotated[float, typer.Option(help="discount")] = TrainConfig.gamma,
+    gamma: Annotated[float | None, typer.Option(help="discount; the market's own if not given")] = None,
     contexts: Annotated[int, typer.Option(help="held-out states to evaluate on")] = TrainConfig.contexts,
     threads: Annotated[int, typer.Option(help="threads of PyTorch")] = TrainConfig.threads,
     name: Annotated[str | None, typer.Option(help="folder under runs/")] = None,

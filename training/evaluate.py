@@ -131,7 +131,8 @@ def evaluate(env: MarketEnv, policy: Policy, contexts: int = 100, seed: int = 0)
     """Play a policy in held-out contexts and measure its joint actions exactly.
 
     A deterministic policy in a one-shot game has one context. Otherwise context k is the state an episode of its
-    own reaches after k mod horizon steps under the policy, so that all hours of an episode count.
+    own reaches under the policy after k mod horizon steps, or after k·horizon/contexts where there are fewer contexts
+    than steps, so that all hours of an episode count.
 
     Args:
         env: the functional environment.
@@ -141,12 +142,15 @@ def evaluate(env: MarketEnv, policy: Policy, contexts: int = 100, seed: int = 0)
     """
     contexts = validation.count("contexts", contexts)
     validation.number("seed", seed, 0, 2**31 - 1)
-    if not env.initial_noise and not policy.noise:
-        contexts = 1
+    if not env.initial_noise and not policy.noise and (env.horizon == 1 or not env.noise):
+        contexts = min(contexts, env.horizon)  # every episode is the same
     runner = Runner(env, contexts)
     runner.reset(HELD_OUT + seed)
     stream = NumpyStream(HELD_OUT + seed + 1)
-    when = np.arange(contexts) % env.horizon
+    # Episodes shorter than the number of contexts are gone through over and over, longer ones at even distances.
+    when = (
+        np.arange(contexts) % env.horizon if contexts >= env.horizon else np.arange(contexts) * env.horizon // contexts
+    )
     parts: list[tuple[NDArray[np.intp], dict[str, Floats], dict[str, Floats]]] = []
     for time in range(int(when.max()) + 1):
         state = runner.state

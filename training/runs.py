@@ -39,8 +39,8 @@ class TrainConfig:
     network: tuple[int, ...] = (32, 32)
     learning_rate: float = 3e-3
     """At the start; falls linearly to zero."""
-    gamma: float = 0.0
-    """Discount. Zero where, as here, actions do not move the state that pays."""
+    gamma: float | None = None
+    """Discount; the market's own if None: zero where actions do not move the state that pays."""
     eval_every: int = 10
     """Rollouts between evaluations of the deterministic policy."""
     contexts: int = 100
@@ -55,7 +55,8 @@ class TrainConfig:
         validation.choice("learners", self.learners, ("shared", "independent"))
         validation.number("seed", self.seed, 0, 2**31 - 1)
         validation.number("learning_rate", self.learning_rate, 0.0, open_low=True)
-        validation.number("gamma", self.gamma, 0.0, 1.0)
+        if self.gamma is not None:
+            validation.number("gamma", self.gamma, 0.0, 1.0)
 
 
 def load_config(folder: Path) -> TrainConfig:

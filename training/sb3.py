@@ -127,12 +127,12 @@ def make_env(env: MarketEnv, config: TrainConfig) -> MarketVecEnv:
     return MarketVecEnv(env, config.num_envs, identity=shared, scale_rewards=True)
 
 
-def settings(config: TrainConfig, horizon: int, sub_envs: int, learners: int) -> dict[str, Any]:
+def settings(config: TrainConfig, env: MarketEnv, sub_envs: int, learners: int) -> dict[str, Any]:
     """Arguments of the SB3 algorithm for one of so many learners, which plays ``sub_envs`` sub-environments."""
-    steps = 1 if config.algorithm == "sac" else max(8, min(horizon, 32))
+    steps = 1 if config.algorithm == "sac" else max(8, min(env.horizon, 32))
     common: dict[str, Any] = {
         "learning_rate": Decay(config.learning_rate, steps * sub_envs * learners / config.steps),
-        "gamma": config.gamma,
+        "gamma": env.discount if config.gamma is None else config.gamma,
         "device": "cpu",
         "policy_kwargs": {"net_arch": list(config.network)},
     }
@@ -150,7 +150,7 @@ def settings(config: TrainConfig, horizon: int, sub_envs: int, learners: int) ->
     return common | {"n_steps": steps, "batch_size": max(batch, 2), "n_epochs": 4, "gae_lambda": 0.95}
 
 
-def make_models(config: TrainConfig, envs: Sequence[VecEnv], horizon: int, log: str | None) -> list[BaseAlgorithm]:
+def make_models(config: TrainConfig, market: MarketEnv, envs: Sequence[VecEnv], log: str | None) -> list[BaseAlgorithm]:
     """Fresh learners for the given VecEnvs: one shared, or one an agent with a seed of its own."""
     torch.set_num_threads(config.threads)
     kind = ALGORITHMS[config.algorithm]
@@ -160,7 +160,7 @@ def make_models(config: TrainConfig, envs: Sequence[VecEnv], horizon: int, log: 
             env,
             seed=config.seed + 1000 * index,
             tensorboard_log=log if index == 0 else None,
-            **settings(config, horizon, env.num_envs, len(envs)),
+            **settings(config, market, env.num_envs, len(envs)),
         )
         for index, env in enumerate(envs)
     ]

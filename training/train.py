@@ -97,7 +97,7 @@ class Run:
         self.paths = model_paths(folder / "checkpoint", config.learners, self.agents)
         self.curve: list[dict[str, float]] = []
         self.done, self.seconds = 0, 0.0
-        self.models: list[BaseAlgorithm] = make_models(config, envs, self.env.horizon, str(folder / "tensorboard"))
+        self.models: list[BaseAlgorithm] = make_models(config, self.env, envs, str(folder / "tensorboard"))
         if resume and all(path.is_file() for path in self.paths):
             kind = ALGORITHMS[config.algorithm]
             self.models = [kind.load(path, env=env, device="cpu") for path, env in zip(self.paths, envs, strict=True)]

@@ -198,7 +198,7 @@ def attack(env: DPVCG, agent: int, steps: int = STEPS, seed: int = 0) -> BaseAlg
     """
     name = Runner(env).agents[agent]
     config = TrainConfig(market=env.name, seed=seed, steps=steps, num_envs=ENVS)
-    (model,) = make_models(config, [SoloVecEnv(env, ENVS, name)], env.horizon, None)
+    (model,) = make_models(config, env, [SoloVecEnv(env, ENVS, name)], None)
     return model.learn(steps)
 
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cache
 from itertools import product
+from math import prod
 from typing import NamedTuple
 
 import array_api_compat
@@ -36,7 +37,11 @@ NEWTON_STEPS = 4
 FREQUENCIES = tuple(round(2 ** (0.5 * k)) for k in range(8, 33))
 NODES = tuple(round(2 ** (0.5 * k)) for k in range(5, 22))
 # Complex numbers of the widest array of a block, in NumPy (fits the cache) and elsewhere (bounds memory).
-BLOCK, LARGE = 2**16, 2**25
+BLOCK, LARGE = 2**17, 2**25
+# Multiplications up to which BLAS uses one thread: many small products on several are slow on a busy machine.
+THREADED = 2**18
+# Entries of the largest matrix of a quadrature that is tried.
+LARGEST = 2**23
 
 
 class Grid(NamedTuple):
@@ -162,7 +167,8 @@ def _tilt(grid: Grid, local: _Local, present: Array | None, theta: Array) -> Arr
         theta: where to start.
     """
     xp = namespace(theta)
-    low, high = theta - xp.inf, theta + xp.inf
+    far = 0.25 * xp.finfo(theta.dtype).max
+    low, high = theta - far, theta + far
     weights, square = grid.weights, grid.weights * grid.nodes * grid.nodes
     middle, half = _agents_first(grid.middle, theta), _agents_first(grid.half, theta)
     for _ in range(NEWTON_STEPS):
@@ -183,12 +189,26 @@ def _tilt(grid: Grid, local: _Local, present: Array | None, theta: Array) -> Arr
     return theta
 
 
+def _product(rows: Array, matrix: Array) -> Array:
+    """Products ``(n, R, K)`` of rows ``(n, R, H)`` with a matrix ``(n, H, K)`` for each agent."""
+    xp = namespace(rows)
+    agents, count, nodes = rows.shape
+    frequencies = matrix.shape[-1]
+    most = max(16, THREADED // (nodes * frequencies))
+    if xp is not np or count <= most:
+        return xp.matmul(rows, matrix)
+    # The fewest equal parts that are small enough.
+    parts = next(k for k in range(1, count + 1) if count % k == 0 and count // k <= most)
+    split = rows.reshape(agents, parts, count // parts, nodes)
+    return np.matmul(split, matrix[:, None]).reshape(agents, count, frequencies)
+
+
 def _transform(quadrature: Fourier, up: Array, down: Array) -> Array:
     """Σ_q weight · f · exp(it·half·x) ``(n, ..., K)`` of functions f ``(n, ..., H)`` at ±nodes."""
     xp = namespace(up)
     shape = (*up.shape[:-1], quadrature.cosine.shape[-1])
     even, odd = (xp.reshape(f, (f.shape[0], -1, f.shape[-1])) for f in (up + down, up - down))
-    return xp.reshape(xp.matmul(even, quadrature.cosine) + 1j * xp.matmul(odd, quadrature.sine), shape)
+    return xp.reshape(_product(even, quadrature.cosine) + 1j * _product(odd, quadrature.sine), shape)
 
 
 def _times(one: Sequence[Array], other: Sequence[Array]) -> list[Array]:
@@ -448,10 +468,11 @@ def _pairs(quadrature: Pairs, bids: Bids, beta: Array, *, without: bool) -> _Par
 def _partition(quadrature: Quadrature, bids: Bids, beta: Array, *, without: bool, shared_tilt: bool) -> _Partition:
     """Row by row; bids ``(B, n)``, β ``(B,)``."""
     if isinstance(quadrature, Pairs):
-        widest = quadrature.full.first_weights.size * (bids.linear.shape[-1] if without else 1)
+        widest = prod(quadrature.full.first_weights.shape) * (bids.linear.shape[-1] if without else 1)
     else:
-        widest = quadrature.turn.size * (bids.linear.shape[-1] if without and not shared_tilt else 1)
-    rows = max(1, BLOCK // widest) if namespace(beta) is np else beta.shape[0]
+        widest = prod(quadrature.turn.shape) * (bids.linear.shape[-1] if without and not shared_tilt else 1)
+    # A power of two, to be split evenly.
+    rows = 2 ** max(0, (BLOCK // widest).bit_length() - 1) if namespace(beta) is np else max(1, beta.shape[0])
     parts = []
     for start in range(0, beta.shape[0], rows):
         some = Bids(*(field[start : start + rows, :] for field in bids)), beta[start : start + rows]
@@ -529,8 +550,8 @@ class Saddle(NamedTuple):
 def saddle(bids: Bids, bounds: Bounds, beta: Array | float, nodes: int = 32) -> Saddle:
     """A tilt θ near E_θ[Σy] = 0, as :func:`law` uses.
 
-    Where a normal is too narrow for the nodes, θ is β times the price that clears: right in the limit of large β. The
-    other fields are then rough.
+    Where laws are too narrow for the nodes they are found at the largest β that is not; θ is then β times the price
+    that clears plus a correction, which tends to a constant in β.
 
     Args:
         bids: ``(..., n)``.
@@ -540,15 +561,16 @@ def saddle(bids: Bids, bounds: Bounds, beta: Array | float, nodes: int = 32) -> 
     """
     batch, bids, beta, _ = _flat(bids, beta, None)
     xp = namespace(beta)
-    x, weights = (xp.asarray(field, dtype=beta.dtype) for field in _gauss_pairs(nodes))
+    x, weights = (xp.asarray(np.array(field), dtype=beta.dtype) for field in _gauss_pairs(nodes))
     grid = Grid(0.5 * (bounds.low + bounds.high), 0.5 * (bounds.high - bounds.low), x, weights)
-    turned = Bids(*(xp.permute_dims(field, (1, 0)) for field in bids))
-    scaled = _scaled(_local(grid, turned), beta)
-    price = clear(bids, bounds).price
-    theta = _tilt(grid, scaled, None, (beta * price)[:, None])
-    coarse = xp.max(-scaled.bend, axis=0) > 0.8 * nodes * nodes
-    theta = xp.where(coarse, (beta * price)[:, None], theta)
+    price = clear(bids, bounds).price[:, None]
+    local = _local(grid, Bids(*(xp.permute_dims(field, (1, 0)) for field in bids)))
+    steepest = xp.maximum(-local.bend, 0.25 * xp.abs(local.tilted(grid, price).slope))
+    fine = xp.minimum(beta, 0.8 * nodes * nodes / xp.max(steepest, axis=0)[:, 0])
+    scaled = _scaled(local, fine)
+    theta = _tilt(grid, scaled, None, fine[:, None] * price)
     factors = _factors(grid, scaled, theta)
+    theta = theta + (beta - fine)[:, None] * price
     rows = (xp.permute_dims(field[..., 0], (1, 0)) for field in (factors.room, factors.log))
     return Saddle(xp.reshape(theta, batch), *(xp.reshape(field, (*batch, field.shape[-1])) for field in rows))
 
@@ -754,16 +776,22 @@ def _ample_nodes(bounds: Bounds, bids: Bids, beta: np.ndarray, highest: float) -
     return int(np.ceil(degree.max() / 4.0))
 
 
-def _difference(one: _Partition, other: _Partition, bounds: Bounds, scale: np.ndarray) -> float:
-    """Largest relative difference of ln Z, of E[y] by half widths and of E[W_{-i}] by ``scale (B,)``."""
+def _difference(one: _Partition, other: _Partition, bounds: Bounds, beta: np.ndarray, scale: np.ndarray) -> float:
+    """Largest relative difference; welfare by ``scale (B,)``, E[y] by half widths, ln Z by 1 + β·scale."""
+    log = 1.0 + (beta * scale)[:, None]
     gaps = (
-        one.log - other.log,
-        one.log_without - other.log_without,
+        (one.log - other.log) / log[:, 0],
+        (one.log_without - other.log_without) / log,
         2.0 * (one.quantity - other.quantity) / (bounds.high - bounds.low),
         (one.welfare_without - other.welfare_without) / scale[:, None],
     )
     worst = max(np.abs(gap).max() for gap in gaps)
     return worst if np.isfinite(worst) else np.inf
+
+
+def _stuck(errors: list[float]) -> bool:
+    """Whether errors, past the first digits, were not halved by nearly three times the nodes: it is rounding."""
+    return len(errors) > 3 and 1e-3 > errors[-1] > 0.5 * errors[-4]
 
 
 def _fit_fourier(bounds: Bounds, bids: Bids, beta: np.ndarray, tolerance: float, *, shared_tilt: bool) -> Fourier:
@@ -785,29 +813,28 @@ def _fit_fourier(bounds: Bounds, bids: Bids, beta: np.ndarray, tolerance: float,
         # Twice the highest frequency, and aliases farther away.
         finer = build(int(2.2 * frequencies), stretch=1.1)
         exact, quadrature = evaluate(finer), build(frequencies)
-        errors.append(_difference(evaluate(quadrature), exact, bounds, scale))
+        errors.append(_difference(evaluate(quadrature), exact, bounds, beta, scale))
         if errors[-1] <= tolerance:
             break
-        # Past the first digits, what four times the frequencies do not halve is rounding.
-        stuck = len(errors) > 4 and 1e-3 > errors[-1] > 0.5 * errors[-5]
-        if stuck or finer.cosine.size > LARGE:
+        if _stuck(errors) or finer.cosine.size > LARGEST:
             raise ValueError(
                 f"tolerance {tolerance!r} is not reached: {errors[-1]:.1e} with {frequencies} frequencies"
                 + (", shared_tilt loses digits in this market" if shared_tilt else "")
             )
     while (nodes := int(0.85 * quadrature.grid.nodes.size)) >= 4:
         fewer = build(frequencies, nodes)
-        if not _difference(evaluate(fewer), exact, bounds, scale) <= tolerance:
+        if not _difference(evaluate(fewer), exact, bounds, beta, scale) <= tolerance:
             break
         quadrature = fewer
     return quadrature
 
 
 def _scale(bounds: Bounds, bids: Bids) -> np.ndarray:
-    """Sum of the ranges of all valuations ``(B,)``, at least their largest rounding error [$]."""
+    """Largest range of a valuation ``(B,)``, payments are of its size; at least what W is rounded to [$]."""
     peak = value(bids, clip(-0.5 * bids.linear / bids.quadratic, bounds.low, bounds.high))
     ends = value(bids, bounds.low), value(bids, bounds.high)
-    return (peak - np.minimum(*ends)).sum(axis=-1) + 1e-12 * np.abs(np.stack([peak, *ends])).max(axis=0).sum(axis=-1)
+    largest = np.abs(np.stack([peak, *ends])).max(axis=0)
+    return (peak - np.minimum(*ends)).max(axis=-1) + 1e-6 * largest.sum(axis=-1)
 
 
 def _build_pairs(bounds: Bounds, count: int) -> Pairs:
@@ -825,25 +852,28 @@ def _fit_pairs(bounds: Bounds, bids: Bids, beta: np.ndarray, tolerance: float) -
         quadrature = _build_pairs(bounds, count)
         return quadrature, _partition(quadrature, bids, beta, without=True, shared_tilt=False)
 
-    error = np.inf
+    errors: list[float] = []
     quadrature, coarse = evaluate(NODES[0])
     for count in NODES[1:]:
         finer, fine = evaluate(count)
-        error = _difference(coarse, fine, bounds, scale)
-        if error <= tolerance:
+        errors.append(_difference(coarse, fine, bounds, beta, scale))
+        if errors[-1] <= tolerance:
             return quadrature
+        if _stuck(errors) or finer.full.first.size > LARGEST:
+            break
         quadrature, coarse = finer, fine
-    raise ValueError(f"tolerance {tolerance!r} is not reached: {error:.1e} with {NODES[-2]} nodes a panel")
+    raise ValueError(f"tolerance {tolerance!r} is not reached: {errors[-1]:.1e} with {count} nodes a panel")
 
 
 def make_quadrature(
-    bounds: Bounds, bids: Bids, beta: float | np.ndarray, tolerance: float = 1e-10, *, shared_tilt: bool = False
+    bounds: Bounds, bids: Bids, beta: float | np.ndarray, tolerance: float = 1e-9, *, shared_tilt: bool = False
 ) -> Quadrature:
     """Smallest quadrature of a ladder whose law of these bids is right to ``tolerance``.
 
-    The error is measured against a quadrature with twice the frequencies and more nodes: of ln Z, of E[y] by half an
-    agent's range and of E[W] by the range of W, of the market and of all markets without an agent. In an
-    environment, give the reports that are hardest: the steepest and the flattest that can be declared.
+    The error is measured against a quadrature with twice the frequencies and more nodes, on the market and on all
+    markets without an agent: of E[y] by half an agent's range, of E[W] by the largest range R of a valuation, of ln Z
+    by 1 + βR. In an environment give the reports that are hardest, the steepest and the flattest to be declared.
+    Reports in between then are as accurate; law costs about 0.1 ms for six agents in a batch.
 
     Args:
         bounds: ``(n,)`` with n ≥ 2; Σy = 0 must lie inside, with all agents and without any one of them.

@@ -66,10 +66,10 @@ class DPVCG:
 
     ## Description
     Consumers and producers value their own quantity y (demand, or minus generation) by concave quadratic functions
-    they alone know. Each reports one; the operator chooses quantities within public limits that balance, and payments. Under
-    VCG truth is a dominant strategy and nothing is private. The exponential mechanism draws the allocation with density
-    ∝ exp(βW), W the reported welfare: what one agent reports changes the law of the draw by a factor e^ε at most, and
-    lies gain little. Source: Hoseinpour et al.; the rules module lists the corrections to it.
+    they alone know. Each reports one; the operator chooses quantities within public limits that balance, and
+    payments. Under VCG truth is a dominant strategy and nothing is private. The exponential mechanism draws the
+    allocation with density ∝ exp(βW), W the reported welfare: what one agent reports changes the law of the draw by a
+    factor e^ε at most, and lies gain little. Source: Hoseinpour et al.; the rules module lists the corrections to it.
 
     ## Agents
     ``consumer_0 …``, ``producer_0 …``.
@@ -80,8 +80,8 @@ class DPVCG:
 
     ## Observations
     ``Box(-1, 1)``: role, own limits and the case's own coefficients (each over the largest), public constants v as
-    v/(1 + |v|) (ε, n, ω), then the own type in the type space (the truthful action), last quantity within its limits and
-    last payment; zeros before the first round. Never another agent's type.
+    v/(1 + |v|) (ε, n, ω), then the own type in the type space (the truthful action), last quantity within its limits
+    and last payment; zeros before the first round. Never another agent's type.
 
     ## Rewards
     The payoff [$], value of the quantity at the true valuation less payment. ``reward="expected"``: exact expectation
@@ -132,6 +132,7 @@ class DPVCG:
     """
 
     name = "dpvcg_v0"
+    discount = 0.0
     policies: tuple[str, ...] = ("truthful",)
     metadata: Mapping[str, Any] = {"name": name, "render_modes": ["human", "rgb_array"], "render_fps": 2}
 
@@ -186,7 +187,7 @@ class DPVCG:
         beta, scale, draws = 0.0, np.zeros((size, parameters)), np.zeros((0, size, parameters))
         self.noise: Mapping[str, Draw] = {}
         if kind == "vcg":
-            self.mechanism = VCGMechanism(scenario)
+            self.mechanism = VCGMechanism(scenario, space=self.space)
         elif kind == "laplace":
             self.mechanism = laplace = LaplaceMechanism(scenario, epsilon, space=self.space, samples=laplace_samples)
             scale, draws = laplace.scale, laplace.draws
@@ -310,7 +311,9 @@ class DPVCG:
         xp = namespace(reports)
         if noise:
             centred = noise["report"] - 0.5
-            unit = -xp.sign(centred) * xp.log1p(-2.0 * xp.abs(centred))
+            # A uniform that is exactly zero would be infinite noise; single precision draws them.
+            tail = xp.minimum(2.0 * xp.abs(centred), xp.full_like(centred, 1.0 - 0.5 * float(xp.finfo(centred.dtype).eps)))
+            unit = -xp.sign(centred) * xp.log1p(-tail)
             bids = mechanisms.perturb(params.base, reports, params.noise_scale * unit)
             cleared = rules.pivots(bids, params.bounds)
             allocation = cleared.clearing.allocation

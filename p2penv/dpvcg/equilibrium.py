@@ -16,7 +16,7 @@ from p2penv.dpvcg import continuous, finite, rules, search
 from p2penv.dpvcg.mechanisms import ExponentialMechanism, LaplaceMechanism, Mechanism, check_payments, same_bids
 from p2penv.dpvcg.rules import Bids, Clearing, Payments
 from p2penv.dpvcg.scenario import Scenario
-from p2penv.dpvcg.typespace import TypeSpace, check_agent, with_report
+from p2penv.dpvcg.typespace import check_agent, with_report
 
 Floats = NDArray[np.float64]
 # Certified gains are found to this precision [$].
@@ -149,11 +149,7 @@ def gains(
         gain = best - now.welfare[..., None] - lie
     # Rounding of sums, where truth is told already.
     gain = np.where(same_bids(bids, true), 0.0, np.maximum(gain, 0.0))
-    return Gains(gain, gain, _space(mechanism).parameters(true))
-
-
-def _space(mechanism: Mechanism) -> TypeSpace:
-    return getattr(mechanism, "space", None) or TypeSpace.group(mechanism.scenario)
+    return Gains(gain, gain, mechanism.space.parameters(true))
 
 
 def _search_certified(mechanism: ExponentialMechanism, bids: Bids, true: Bids, agents: list[int]) -> Gains:

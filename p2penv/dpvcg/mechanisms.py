@@ -39,6 +39,7 @@ class Mechanism(Protocol):
     """What all mechanisms offer; energies are signed quantities [kWh], money in $."""
 
     scenario: Scenario
+    space: TypeSpace
     kind: str
     """``"vcg"``, ``"exponential"`` or ``"laplace"``."""
     nominal_epsilon: float
@@ -75,6 +76,11 @@ class VCGMechanism:
 
     Not individually rational in general: minimum demands keep agents from opting out. Not budget balanced either.
 
+    Args:
+        scenario: the scenario.
+        space: in whose parameters best reports are given; any concave report is taken. ``TypeSpace.group(scenario)`` if
+            not given.
+
     Raises:
         ValueError: a scenario that does not clear without one of its agents.
     """
@@ -84,9 +90,10 @@ class VCGMechanism:
     epsilon = float("inf")
     releases: Mapping[str, float] = {}
 
-    def __init__(self, scenario: Scenario) -> None:
+    def __init__(self, scenario: Scenario, *, space: TypeSpace | None = None) -> None:
         scenario.check_submarkets()
         self.scenario = scenario
+        self.space = space or TypeSpace.group(scenario)
 
     def accept(self, reports: Any) -> Bids:
         """Bids of reports, whatever they are as long as they are concave."""

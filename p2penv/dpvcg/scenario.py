@@ -19,6 +19,8 @@ from p2penv.core import scenarios, validation
 from p2penv.dpvcg.rules import Bids, Bounds
 
 Floats = NDArray[np.float64]
+# Quantities follow prices at a rate of one over twice the curvature, which must leave them digits [$/kWh²].
+LEAST_CURVATURE = 1e-9
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,11 +62,12 @@ class Scenario:
         consumers = self._group("utility_quadratic", "utility_linear", "utility_constant", "demand_min", "demand_max")
         producers = self._group("cost_quadratic", "cost_linear", "cost_constant", "generation_min", "generation_max")
         for field, sign in (("utility_quadratic", -1.0), ("cost_quadratic", 1.0)):
-            wrong = sign * getattr(self, field) <= 0
+            wrong = sign * getattr(self, field) < LEAST_CURVATURE
             if wrong.any():
                 agent = int(np.argmax(wrong))
-                shape = "< 0: utility is concave" if sign < 0 else "> 0: cost is convex"
-                raise ValueError(f"{field}[{agent}] must be {shape}, got {float(getattr(self, field)[agent])!r}")
+                shape = f"<= -{LEAST_CURVATURE:g}: utility is" if sign < 0 else f">= {LEAST_CURVATURE:g}: cost is"
+                kind = "strictly concave" if sign < 0 else "strictly convex"
+                raise ValueError(f"{field}[{agent}] must be {shape} {kind}, got {float(getattr(self, field)[agent])!r}")
         for group, size in (("demand", consumers), ("generation", producers)):
             low, high = getattr(self, f"{group}_min"), getattr(self, f"{group}_max")
             for agent in range(size):

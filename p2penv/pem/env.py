@@ -1,0 +1,518 @@
+"""The private energy market as a functional environment."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+
+from p2penv.core import validation
+from p2penv.core.arrays import Array, clip, namespace, row_sum, safe_divide
+from p2penv.core.contract import Draw, Noise, Policy, Role, Step
+from p2penv.core.params import cast, freeze
+from p2penv.core.roots import piecewise_root
+from p2penv.pem import settlement
+from p2penv.pem.policies import StackelbergPolicy, TruthfulPolicy
+from p2penv.pem.rules import GENERAL, Prices
+from p2penv.pem.scenario import Scenario, load_scenario
+from p2penv.pem.settlement import Homes, Reports, Settlement, Terms
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# What else the constructor takes.
+FIELDS = {field.name for field in dataclasses.fields(Scenario)} | {"homes", "windows", "seed", "day"}
+ACTIONS = ("battery", "load", "preference", "capacity", "demand")
+# The logarithm of a home's utility stays this far from its end [kW].
+MARGIN = 0.1
+
+
+class Params(NamedTuple):
+    """Arrays of a scenario; T windows, n homes."""
+
+    generation: Array  # (T + 1, n) [kW]
+    load: Array  # (T + 1, n) [kW]
+    preference: Array  # (T + 1, n) k [cents/h]
+    loss: Array  # (n,) e
+    capacity: Array  # (n,) of batteries [kWh]
+    power: Array  # (n,) of batteries [kW]
+    charge_efficiency: Array  # (n,)
+    discharge_efficiency: Array  # (n,)
+    initial_charge: Array  # (n,) share of capacity
+    flexibility: Array  # (n,)
+    prices: Prices  # () [cents/kWh]
+    charge_value: Array  # () [cents/kWh]
+    hours: Array  # () of a window
+
+
+class State(NamedTuple):
+    """State of E episodes."""
+
+    charge: Array  # (E, n) in the batteries [kWh]
+    role: Array  # (E, n) last: 1 sold, −1 bought, 0 stayed off the market
+    fill: Array  # (E, n) part of what the home last offered or asked for that the market took or gave
+    price: Array  # (E,) last [cents/kWh]
+    case: Array  # (E,) last: NO_MARKET, GENERAL or EXTREME
+    forecast: Array  # (E, n, 2) errors of the forecasts of generation and load, standard normal
+    time: Array  # (E,) windows played
+
+
+class Window(NamedTuple):
+    """What a joint action leads to."""
+
+    homes: Homes
+    reports: Reports
+    charging: Array  # (E, n) b [kW]
+    terms: Terms
+    net: Array  # (E, n) metered net power [kW]
+    settled: Settlement
+    reward: Array  # (E, n) of the homes [cents]
+
+
+class PEM:
+    """A community of homes that trade what they have left over or lack, window by window, through a day.
+
+    ## Description
+    In each window a home with generation g, load l and battery power b sells or buys its net power g − l − b. Buyers as
+    a coalition set a price between the grid's buyback and retail prices, sellers answer it with their loads
+    (a Stackelberg game); what does not find a counterpart is traded with the grid. Price and shares follow what homes
+    report, and reporting the truth is not an equilibrium, against what the paper claims. Source: Xie et al. (PEM); the
+    rules module lists the corrections to it.
+
+    ## Agents
+    ``home_0 …``: sellers, buyers or neither, window by window. With ``leader="agent"`` also ``buyers_0``, who sets the
+    price for the buyers' coalition.
+
+    ## Actions
+    Homes: ``Box(-1, 1, (5,))``: battery power (times the battery's, projected onto what its charge allows), flexible
+    load (1 ± flexibility of the base load), and the logarithms of what the reported preference k, capacity S and demand
+    are multiplied with, each times its cap. Zero is: battery at rest, base load, truth. ``buyers_0``:
+    ``Box(-1, 1, (1,))`` spans [p_l, p_h]; it counts in general markets.
+
+    ## Observations
+    ``Box(-1, 1)``: own battery and flexibility, prices; then own generation, base load, charge and preference in the
+    window to come, own role and fill in the last one, time of day as sine and cosine, last price and case, with
+    ``forecast`` windows ahead noisy forecasts of generation and load. ``buyers_0`` sees shares of sellers and buyers in
+    the last window instead. Never another home's data or totals.
+
+    ## Rewards
+    Homes: k·log(1 + l + eb) less what is paid, times the window's hours [cents]; the same for both roles. In the last
+    window also ``charge_value`` of what is in the battery. ``buyers_0``: minus what buyers pay.
+
+    ## Equilibrium
+    Of the pricing stage: the exact price, answered by truthful sellers (``p2penv.pem.equilibrium``). It is no
+    equilibrium in reports: ``assess`` gives what each home's best misreport gains, its battery and load held.
+
+    ## Episode end
+    After all windows of the scenario; one window terminates, more truncate.
+
+    ## Infos
+    For the market ``price`` [cents/kWh], ``case`` (0 nobody sells, 1 general, 2 extreme), ``saving`` of buyers against
+    the grid [cents], ``grid_energy`` from the grid [kWh], ``grid_account`` what the grid takes in [cents], ``sellers``
+    and ``buyers`` by number; for each agent ``role``, ``net`` [kW], ``load`` [kW], ``charge`` [kWh], ``bought`` and
+    ``sold`` on the market [kWh], ``payment`` [cents].
+
+    ## Arguments
+    Args:
+        scenario: name, TOML path or ``Scenario``.
+        pricing: ``"exact"``, ``"exact_bound"`` (delivery bound to the reported schedule) or ``"paper"``.
+        response: ``"best"``, sellers' loads answer the price, or ``"agent"``, loads stay what the action says.
+        leader: ``"rule"``, or ``"agent"`` for ``buyers_0``.
+        preference_cap: of the logarithm of the reported multiple, ≥ 0; 0 switches that misreport off.
+        capacity_cap: the same for S.
+        demand_cap: the same for demand.
+        forecast: windows ahead, ≥ 0; 0 for no forecasts.
+        forecast_error: relative standard deviation of forecasts, ≥ 0.
+        clearing: ``"plain"``.
+        infos: ``"full"`` or ``"none"``.
+        **overrides: what ``load_scenario`` takes (``homes``, ``windows``, ``seed``, fields of the scenario, …).
+
+    Raises:
+        ValueError: an option outside its range; the message names it.
+        TypeError: unknown option.
+
+    ## Version history
+    * v0: first version.
+    """
+
+    name = "pem_v0"
+    discount = 0.99
+    policies: tuple[str, ...] = ("stackelberg", "truthful")
+    action_names = ACTIONS
+    equilibrium = "exact Stackelberg price, truthful best responses"
+    metadata: Mapping[str, Any] = {"name": name, "render_modes": ["human", "rgb_array"], "render_fps": 4}
+
+    def __init__(
+        self,
+        scenario: str | Path | Scenario = "day300",
+        *,
+        pricing: settlement.Pricing = "exact",
+        response: settlement.Response = "best",
+        leader: Literal["rule", "agent"] = "rule",
+        preference_cap: float = 0.0,
+        capacity_cap: float = 0.0,
+        demand_cap: float = 0.0,
+        forecast: int = 0,
+        forecast_error: float = 0.1,
+        clearing: Literal["plain"] = "plain",
+        infos: Literal["full", "none"] = "full",
+        **overrides: Any,
+    ) -> None:
+        if unknown := overrides.keys() - FIELDS:
+            options = sorted(name for name in inspect.signature(PEM).parameters if name != "overrides")
+            raise TypeError(
+                f"unknown option {', '.join(map(repr, sorted(unknown)))}; options: {', '.join(options)}; "
+                f"scenario fields: {', '.join(sorted(FIELDS))}"
+            )
+        if isinstance(scenario, Scenario):
+            chosen = {key: overrides.pop(key) for key in ("homes", "windows", "seed") if key in overrides}
+            scenario = scenario.select(**chosen) if chosen else scenario
+            scenario = scenario.replace(**overrides) if overrides else scenario
+        else:
+            scenario = load_scenario(scenario, **overrides)
+        self.scenario = scenario
+        self.horizon = scenario.windows
+        self.pricing = validation.choice("pricing", pricing, ("paper", "exact", "exact_bound"))
+        self.response = validation.choice("response", response, ("agent", "best"))
+        self.led = validation.choice("leader", leader, ("rule", "agent")) == "agent"
+        self.caps = tuple(
+            validation.number(name, cap, 0.0)
+            for name, cap in (
+                ("preference_cap", preference_cap),
+                ("capacity_cap", capacity_cap),
+                ("demand_cap", demand_cap),
+            )
+        )
+        self.forecast = int(validation.number("forecast", forecast, 0, self.horizon))
+        self.forecast_error = validation.number("forecast_error", forecast_error, 0.0)
+        self.clearing = validation.choice("clearing", clearing, ("plain",))
+        self.infos = validation.choice("infos", infos, ("full", "none"))
+        size = scenario.size
+        self.roles: tuple[Role, ...] = (Role("home", size, len(ACTIONS)), *([Role("buyers", 1, 1)] if self.led else []))
+        self.params = freeze(self._parameters())
+        errors = {"forecast": Draw("normal", (size, 2))} if self.forecast else {}
+        self.initial_noise: Mapping[str, Draw] = errors
+        self.noise: Mapping[str, Draw] = errors
+        market = ("price", "case", "saving", "grid_energy", "grid_account", "sellers", "buyers")
+        agent = ("role", "net", "load", "charge", "bought", "sold", "payment")
+        self.info_axes: Mapping[str, Literal["env", "agent"]] = (
+            {} if infos == "none" else dict.fromkeys(market, "env") | dict.fromkeys(agent, "agent")  # type: ignore[assignment]
+        )
+        self._set_scales()
+
+    def _parameters(self) -> Params:
+        s = self.scenario
+        return Params(
+            s.generation,
+            s.load,
+            s.preference,
+            s.loss,
+            s.battery_capacity,
+            s.battery_power,
+            s.charge_efficiency,
+            s.discharge_efficiency,
+            s.initial_charge,
+            s.flexibility,
+            Prices(*map(np.array, s.prices)),
+            np.array(s.charge_value),
+            np.array(s.hours),
+        )
+
+    def _set_scales(self) -> None:
+        """Constant features, and the public ranges of the changing ones."""
+        s, size = self.scenario, self.scenario.size
+        self._generation = 1.0 / max(float(s.generation.max()), 1e-9)
+        self._load = 1.0 / max(float(s.load.max()), 1e-9)
+        self._preference = 1.0 / float(s.preference.max())
+        own = {
+            "battery_capacity": s.battery_capacity,
+            "battery_power": s.battery_power,
+            "loss": s.loss,
+            "charge_efficiency": s.charge_efficiency,
+            "discharge_efficiency": s.discharge_efficiency,
+            "flexibility": s.flexibility,
+        }
+        public = {name: getattr(s, name) / s.retail for name in ("buyback", "low", "high")}
+        columns = [safe_divide(values, values.max() + 0.0 * values) for values in own.values()]
+        columns += [np.full(size, value) for value in public.values()]
+        context = np.stack(columns, axis=1)
+        self.context: Array = np.concatenate([context, 0.0 * context[:1]]) if self.led else context
+        changing: tuple[str, ...] = (
+            "generation",
+            "base_load",
+            "charge",
+            "preference",
+            "last_role",
+            "last_fill",
+            "sine",
+            "cosine",
+        )
+        changing += ("last_price", "last_case")
+        if self.forecast:
+            changing += ("forecast_generation", "forecast_load")
+        if self.led:
+            changing += ("sellers", "buyers")
+        self.features = (*own, *public, *changing)
+        # Utility of the base load: what is at stake for a home; the leader's stakes are everybody's.
+        stakes = np.mean(s.preference * np.log1p(s.load), axis=0) * s.hours + 1e-9
+        stakes = np.append(stakes, stakes.sum()) if self.led else stakes
+        self.reward_scale: Array = stakes
+
+    def parameters(self, xp: ModuleType = np, dtype: Any = None) -> Params:
+        """``params`` in a namespace and dtype, float64 by default."""
+        return self.params if xp is np and dtype in (None, np.float64) else cast(self.params, xp, dtype)
+
+    def initial(self, params: Params, noise: Noise, num_envs: int) -> State:
+        """State of ``num_envs`` fresh days: batteries at their initial charge, nothing traded."""
+        xp = namespace(params.power)
+        none = xp.zeros((num_envs, params.power.shape[0]), dtype=params.power.dtype)
+        market = none[:, 0]
+        time = xp.astype(market, xp.int32)
+        forecast = noise["forecast"] if self.forecast else xp.stack([none, none], axis=-1)
+        charge = none + params.initial_charge * params.capacity
+        return State(charge, none, none, market + params.prices.retail, time, forecast, time)
+
+    def _row(self, profile: Array, time: Array) -> Array:
+        """Row of a profile ``(T + 1, n)`` at times ``(E,)``, the last one from the end on."""
+        xp = namespace(profile)
+        return xp.take(profile, clip(time, 0 * time, 0 * time + self.horizon), axis=0)
+
+    def decode(self, params: Params, state: State, actions: Array) -> tuple[Homes, Reports, Array]:
+        """Homes, reports and charging power b ``(E, n)`` of actions ``(E, N, 5)``."""
+        xp = namespace(actions, params.power)
+        actions = actions[:, : params.power.shape[0], :]
+        generation, base, preference = (
+            self._row(profile, state.time) for profile in (params.generation, params.load, params.preference)
+        )
+        least = (1.0 - params.flexibility) * base
+        room = (params.capacity - state.charge) / (params.charge_efficiency * params.hours)
+        stored = state.charge * params.discharge_efficiency / params.hours
+        deepest = xp.minimum(stored, (least + 1.0 - MARGIN) / params.loss)
+        charging = clip(actions[..., 0] * params.power, -deepest, room)
+        load = base * (1.0 + params.flexibility * actions[..., 1])
+        homes = Homes(
+            preference,
+            generation + 1.0 + (params.loss - 1.0) * charging,
+            xp.maximum(generation - charging - least, 0.0 * least),
+            generation - load - charging,
+        )
+        truth = settlement.truthful(homes)
+        factors = [xp.exp(cap * actions[..., 2 + index]) for index, cap in enumerate(self.caps)]
+        told = (truth.preference, xp.maximum(truth.capacity, 0.0 * least), truth.demand)
+        return homes, Reports(*(factor * value for factor, value in zip(factors, told, strict=True))), charging
+
+    def play(self, params: Params, homes: Homes, reports: Reports, charging: Array, offer: Array | None) -> Window:
+        """Clear and settle a window; ``offer (E,)`` is the leader's price, None for the rule's."""
+        xp, prices = namespace(homes.nominal), params.prices
+        terms = settlement.price(homes, reports, prices, self.pricing)
+        if offer is not None:
+            general = terms.case == GENERAL
+            terms = terms._replace(
+                price=xp.where(general, offer, terms.price), answered=xp.where(general, offer, terms.answered)
+            )
+        net = homes.nominal
+        if self.response == "best":
+            net = settlement.best_net(homes, reports, terms, prices, self.pricing)
+        settled = settlement.settle(homes, reports, terms, net, prices, self.pricing)
+        reward = params.hours * settlement.rewards(homes, net, settled.payment)
+        return Window(homes, reports, charging, terms, net, settled, reward)
+
+    def _offer(self, params: Params, actions: Array) -> Array | None:
+        if not self.led:
+            return None
+        low, high = params.prices.low, params.prices.high
+        return low + 0.5 * (actions[:, -1, 0] + 1.0) * (high - low)
+
+    def step(self, params: Params, state: State, actions: Array, noise: Noise) -> Step:
+        """Play actions ``(E, N, 5)``; pure, neither validates nor resets."""
+        xp = namespace(state.charge)
+        homes, reports, charging = self.decode(params, state, actions)
+        window = self.play(params, homes, reports, charging, self._offer(params, actions))
+        charge = self._charged(params, state.charge, charging)
+        time = state.time + 1
+        ended = time >= self.horizon
+        reward = window.reward + xp.where(ended[:, None], params.charge_value * charge, 0.0 * charge)
+        role = xp.sign(homes.nominal)
+        settled = window.settled
+        fill = xp.where(
+            role > 0.0,
+            part(settled.sold, settled.schedule),
+            xp.where(role < 0.0, part(settled.bought, reports.demand), 0.0 * role),
+        )
+        forecast = noise["forecast"] if self.forecast else state.forecast
+        after = State(charge, role, fill, window.terms.price, window.terms.case, forecast, time)
+        if self.led:
+            bill = params.hours * row_sum(xp.where(role < 0.0, settled.payment, 0.0 * role))
+            reward = xp.concat([reward, -bill[:, None]], axis=-1)
+        info = self._info(params, window, charge, role) if self.infos == "full" else {}
+        never = time < 0
+        return Step(after, reward, ended if self.horizon == 1 else never, never if self.horizon == 1 else ended, info)
+
+    def _charged(self, params: Params, charge: Array, charging: Array) -> Array:
+        """Charge after a window of charging at b; b is projected already, so limits only take off rounding."""
+        xp = namespace(charge)
+        taken, given = xp.maximum(charging, 0.0 * charging), xp.maximum(-charging, 0.0 * charging)
+        change = params.hours * (params.charge_efficiency * taken - given / params.discharge_efficiency)
+        return clip(charge + change, 0.0 * charge, params.capacity)
+
+    def _info(self, params: Params, window: Window, charge: Array, role: Array) -> dict[str, Array]:
+        xp, hours, settled, terms = namespace(charge), params.hours, window.settled, window.terms
+        consumed = window.homes.capacity - window.net - 1.0
+        columns = {
+            "role": role,
+            "net": window.net,
+            "load": consumed - params.loss * window.charging,
+            "charge": charge,
+            "bought": hours * settled.bought,
+            "sold": hours * settled.sold,
+            "payment": hours * settled.payment,
+        }
+        if self.led:
+            columns = {name: xp.concat([value, 0.0 * value[:, :1]], axis=-1) for name, value in columns.items()}
+        count = 0.0 * terms.price
+        return {
+            "price": terms.price,
+            "case": terms.case + count,
+            "saving": hours * (params.prices.retail - terms.price) * row_sum(settled.bought),
+            "grid_energy": hours * settled.grid_power,
+            "grid_account": hours * settled.grid_account,
+            "sellers": row_sum(xp.where(role > 0.0, 1.0 + 0.0 * role, 0.0 * role)),
+            "buyers": row_sum(xp.where(role < 0.0, 1.0 + 0.0 * role, 0.0 * role)),
+            **columns,
+        }
+
+    def initial_info(self, params: Params, state: State) -> dict[str, Array]:
+        """The keys of ``step``'s infos for a fresh day: nothing traded."""
+        if self.infos == "none":
+            return {}
+        home, market = 0.0 * state.charge, 0.0 * state.price
+        if self.led:
+            home = namespace(home).concat([home, home[:, :1]], axis=-1)
+        charge = state.charge if not self.led else namespace(home).concat([state.charge, home[:, :1]], axis=-1)
+        info = {name: market if axis == "env" else home for name, axis in self.info_axes.items()}
+        return info | {"price": state.price, "charge": charge}
+
+    def observe(self, params: Params, state: State) -> tuple[Array, ...]:
+        """Own profiles, charge, last role and fill, time of day, last price and case; all in [−1, 1]."""
+        xp = namespace(state.charge)
+        generation, load, preference = (
+            self._row(profile, state.time) for profile in (params.generation, params.load, params.preference)
+        )
+        hour = self.scenario.start + params.hours * state.time
+        angle = (2.0 * np.pi / 24.0) * hour
+        prices = params.prices
+        last = 2.0 * (state.price - prices.buyback) / (prices.retail - prices.buyback) - 1.0
+        none = 0.0 * state.charge
+        home: list[Array] = [
+            generation * self._generation,
+            load * self._load,
+            safe_divide(state.charge, params.capacity + none),
+            preference * self._preference,
+            state.role,
+            state.fill,
+        ]
+        market = [xp.sin(angle), xp.cos(angle), last, state.case - 1.0 + 0.0 * last]
+        ahead: list[Array] = []
+        if self.forecast:
+            later = state.time + self.forecast
+            profiles = ((params.generation, self._generation), (params.load, self._load))
+            for index, (profile, scale) in enumerate(profiles):
+                error = 1.0 + self.forecast_error * state.forecast[..., index]
+                ahead.append(self._row(profile, later) * error * scale)
+        every = (*home, *(value[:, None] + none for value in market), *ahead)
+        columns = [clip(value, none - 1.0, none + 1.0) for value in every]
+        if not self.led:
+            return tuple(columns)
+        # The leader's row: what is public, and shares of roles instead of private data.
+        zero = none[:, :1]
+        size = len(home)
+        rows = [*[zero] * size, *(value[:, None] + zero for value in market), *[zero] * len(ahead)]
+        joint = [xp.concat([own, lead], axis=-1) for own, lead in zip(columns, rows, strict=True)]
+        for sign in (1.0, -1.0):
+            share = xp.mean(xp.where(sign * state.role > 0.0, none + 1.0, none), axis=-1)[:, None]
+            joint.append(xp.concat([none, share], axis=-1))
+        return tuple(joint)
+
+    def encode(self, params: Params, state: State, load: Array) -> Array:
+        """Truthful actions ``(E, N, 5)``, batteries at rest, loads as near to ``load (E, n)`` as allowed."""
+        xp = namespace(load)
+        base = self._row(params.load, state.time)
+        move = safe_divide(load - base, params.flexibility * base)
+        none = 0.0 * move
+        rows = [none, clip(move, none - 1.0, none + 1.0), none, none, none]
+        actions = xp.stack(rows, axis=-1)
+        return xp.concat([actions, 0.0 * actions[:, :1]], axis=1) if self.led else actions
+
+    def policy(self, name: str) -> Policy:
+        """Truth, batteries at rest: ``"stackelberg"``, loads answer the exact price, or ``"truthful"``, base loads."""
+        validation.choice("policy", name, self.policies)
+        return StackelbergPolicy(self) if name == "stackelberg" else TruthfulPolicy(self)
+
+    def assess(self, params: Params, state: State, actions: Array) -> dict[str, Array]:
+        """Exact measures of a joint action in its window [cents]; costs are negative rewards, batteries as played.
+
+        Exploitability is what the best misreport of a home gains within the caps, certified. Truthful play changes the
+        reports alone; the equilibrium is the exact price with best responses; the planner sets all loads within their
+        flexibility. The leader's columns are what buyers pay.
+        """
+        from p2penv.pem.equilibrium import exploitability_of
+
+        homes, reports, charging = self.decode(params, state, actions)
+        offer, truth = self._offer(params, actions), settlement.truthful(homes)
+        played = self.play(params, homes, reports, charging, offer)
+        outcomes = {
+            "": played.reward,
+            "_truthful": self.play(params, homes, truth, charging, offer).reward,
+            "_equilibrium": self._equilibrium(params, homes, truth),
+            "_coordinated": self._planned(params, state, homes, charging),
+        }
+        social = {f"social_cost{name}": -row_sum(reward) for name, reward in outcomes.items()}
+        gain = exploitability_of(homes, reports, params.prices, self.pricing, self.response, self.caps) * params.hours
+        costs = {f"cost{name}": -reward for name, reward in outcomes.items()}
+        if self.led:
+            xp = namespace(gain)
+            costs = {name: xp.concat([cost, 0.0 * cost[:, :1]], axis=-1) for name, cost in costs.items()}
+            gain = xp.concat([gain, 0.0 * gain[:, :1]], axis=-1)
+        return costs | social | {"exploitability": gain, "nearest": np.zeros(len(state.charge), bool)}
+
+    def _equilibrium(self, params: Params, homes: Homes, truth: Reports) -> Array:
+        prices = params.prices
+        terms = settlement.price(homes, truth, prices, "exact")
+        net = settlement.best_net(homes, truth, terms, prices, "exact")
+        settled = settlement.settle(homes, truth, terms, net, prices, "exact")
+        return params.hours * settlement.rewards(homes, net, settled.payment)
+
+    def _planned(self, params: Params, state: State, homes: Homes, charging: Array) -> Array:
+        """Rewards ``(E, n)`` when a planner sets all loads and all trade at its price λ, between buyback and retail.
+
+        Loads answer λ, so net power S − k/λ is linear in 1/λ within its limits: the λ at which it adds up to zero is a
+        root of a piecewise-linear function. Where there is none the grid makes up the difference at its own price.
+        """
+        xp, prices = namespace(homes.nominal), params.prices
+        base = self._row(params.load, state.time)
+        free = self._row(params.generation, state.time) - charging
+        # Sellers' answers may use up all they have, beyond their flexibility: so may the planner's.
+        lowest = xp.minimum(free - (1.0 + params.flexibility) * base, 0.0 * base)
+        highest = free - (1.0 - params.flexibility) * base
+        k, capacity = homes.preference, homes.capacity
+        points = xp.concat([(capacity - highest) / k, (capacity - lowest) / k], axis=-1)
+        root = piecewise_root(points, xp.concat([k, -k], axis=-1), -row_sum(highest), 0.0 * k[..., 0])
+        inverse = clip(root, 0.0 * root + 1.0 / prices.retail, 0.0 * root + 1.0 / prices.buyback)
+        net = clip(capacity - k * inverse[..., None], lowest, highest)
+        return params.hours * settlement.rewards(homes, net, -net / inverse[..., None])
+
+    def render(self, state: State, info: Mapping[str, Array]) -> Figure:
+        """Picture of environment 0; needs the ``render`` extra."""
+        from p2penv.pem.render import draw
+
+        return draw(self, state, info)
+
+
+def part(amount: Array, of: Array) -> Array:
+    """Part of what was offered or asked for that was traded, 0 where nothing was."""
+    return clip(safe_divide(amount, of), 0.0 * of, 0.0 * of + 1.0)
