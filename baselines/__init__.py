@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from baselines import communication, dpvcg
+from baselines import communication, dpvcg, pem
 from p2penv.core import validation
 from p2penv.core.contract import Policy
 
 REGISTRY: Mapping[str, Mapping[str, Callable[..., Policy]]] = {
     "communication_v0": communication.POLICIES,
     "dpvcg_v0": dpvcg.POLICIES,
+    "pem_v0": pem.POLICIES,
 }
 
 __all__ = ["REGISTRY", "make", "names"]

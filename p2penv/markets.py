@@ -17,6 +17,7 @@ MARKETS = {
     # versioned name: (registered id, module, class)
     "communication_v0": ("p2penv/Communication-v0", "p2penv.communication", "Communication"),
     "dpvcg_v0": ("p2penv/DPVCG-v0", "p2penv.dpvcg", "DPVCG"),
+    "pem_v0": ("p2penv/PEM-v0", "p2penv.pem", "PEM"),
 }
 
 

@@ -31,7 +31,7 @@ Floats = NDArray[Any]
 
 
 def check_functional(env: MarketEnv, num_envs: int = 3, seed: int = 0) -> None:
-    """Check a market against the functional contract, in float64 and float32, over one episode of random actions.
+    """Check a market against the functional contract, in each of its dtypes, over one episode of random actions.
 
     Declarations agree with each other; ``initial``, ``step`` and ``observe`` are pure (same inputs, same outputs,
     inputs untouched) and keep shapes and dtype; rewards are finite, observations lie in [−1, 1], info keys are
@@ -47,7 +47,7 @@ def check_functional(env: MarketEnv, num_envs: int = 3, seed: int = 0) -> None:
         AssertionError: says what is wrong.
     """
     _check_declarations(env)
-    for dtype in (np.float64, np.float32):
+    for dtype in map(np.dtype, env.dtypes):
         params, stream = env.parameters(np, dtype), NumpyStream(seed, dtype)
         noise = stream.draw(env.initial_noise, num_envs)
         state = _pure("initial", env.initial, params, noise, num_envs)

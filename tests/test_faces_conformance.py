@@ -70,7 +70,10 @@ def every_vcg_combination():
         itertools.product(VCG_MECHANISMS, ("scale", "coefficients"), ("expected", "realised"))
     ):
         turns = {"horizon": (1, 3)[(index + index // 4) % 2], "types": ("uniform", "fixed")[index // 2 % 2]}
-        yield {**mechanism, "report": report, "reward": reward, **turns, **OUTSIDE[index % len(OUTSIDE)]}
+        outside = OUTSIDE[index % len(OUTSIDE)]
+        if mechanism["mechanism"] == "laplace":
+            outside = outside | {"dtype": "float64"}
+        yield {**mechanism, "report": report, "reward": reward, **turns, **outside}
 
 
 COMBINATIONS = [("communication_v0", options) for options in every_combination()]

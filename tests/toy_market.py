@@ -34,6 +34,7 @@ class Toy:
     reward_scale = np.ones(3)
     policies = ()
     discount = 0.0
+    dtypes = ("float64", "float32")
     features = ("size", "level", "left")
 
     def __init__(self, horizon=4):

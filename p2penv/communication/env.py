@@ -139,6 +139,7 @@ class Communication:
 
     name = "communication_v0"
     discount = 0.0
+    dtypes: tuple[str, ...] = ("float64", "float32")
     policies: tuple[str, ...] = ("ve", "truthful", "coordinated")
     action_names = ("shift", "variance")
     metadata: Mapping[str, Any] = {"name": name, "render_modes": ["human", "rgb_array"], "render_fps": 2}

@@ -72,6 +72,8 @@ class MarketEnv(Protocol):
     """What ``cost_equilibrium`` of ``assess`` belongs to."""
     reward_scale: Array
     """(N,) relative size of each agent's stakes; learners may divide by it, which changes no equilibrium."""
+    dtypes: tuple[str, ...]
+    """Floating types it may be played in."""
     discount: float
     """What learners should discount by: 0 where actions do not move the state that pays."""
     features: tuple[str, ...]

@@ -186,6 +186,8 @@ class DPVCG:
         table: Any = ()
         beta, scale, draws = 0.0, np.zeros((size, parameters)), np.zeros((0, size, parameters))
         self.noise: Mapping[str, Draw] = {}
+        # Laplace noise makes valuations nearly flat: clearing them would lose all digits of single precision.
+        self.dtypes: tuple[str, ...] = ("float64",) if kind == "laplace" else ("float64", "float32")
         if kind == "vcg":
             self.mechanism = VCGMechanism(scenario, space=self.space)
         elif kind == "laplace":
@@ -312,7 +314,8 @@ class DPVCG:
         if noise:
             centred = noise["report"] - 0.5
             # A uniform that is exactly zero would be infinite noise; single precision draws them.
-            tail = xp.minimum(2.0 * xp.abs(centred), xp.full_like(centred, 1.0 - 0.5 * float(xp.finfo(centred.dtype).eps)))
+            most = xp.full_like(centred, 1.0 - 0.5 * float(xp.finfo(centred.dtype).eps))
+            tail = xp.minimum(2.0 * xp.abs(centred), most)
             unit = -xp.sign(centred) * xp.log1p(-tail)
             bids = mechanisms.perturb(params.base, reports, params.noise_scale * unit)
             cleared = rules.pivots(bids, params.bounds)

@@ -88,17 +88,6 @@ def response(bids: Bids, bounds: Bounds, price: Array) -> Array:
     return clip(0.5 * (price - bids.linear) / bids.quadratic, bounds.low, bounds.high)
 
 
-def _excess_supply(bids: Bids, bounds: Bounds) -> tuple[Array, ...]:
-    """Vertices of −Σy(λ), nondecreasing in the price: sorted points and values ``(..., 2n)``, end slopes."""
-    xp = namespace(bids.linear)
-    points = xp.concat(
-        [bids.linear + 2.0 * bids.quadratic * bounds.high, bids.linear + 2.0 * bids.quadratic * bounds.low], axis=-1
-    )
-    rates = -0.5 / bids.quadratic
-    start = 0.0 * points[..., 0] - row_sum(bounds.high)
-    return ramp_vertices(points, xp.concat([rates, -rates], axis=-1), start)[:4]
-
-
 def _crossing(vertices: tuple[Array, ...], index: Array, own: Callable[[Array], Array]) -> tuple[Array, Array]:
     """Lowest prices at which −Σy + own changes sign, and ∫−Σy dλ from the first vertex to there.
 

@@ -94,7 +94,8 @@ class Scenario:
                 raise ValueError(
                     f"sampled_allocations[{row}] of agent {agent} must be in "
                     f"[{min(abs(self.bounds.low[agent]), abs(self.bounds.high[agent])):g}, "
-                    f"{max(abs(self.bounds.low[agent]), abs(self.bounds.high[agent])):g}], got {points[row, agent]:g}"
+                    f"{max(abs(self.bounds.low[agent]), abs(self.bounds.high[agent])):g}], got {points[row, agent]:g}; "
+                    "with other limits, set sampled_allocations to None"
                 )
             points.flags.writeable = False
             object.__setattr__(self, "sampled_allocations", points)

@@ -31,7 +31,7 @@ class MarketJaxEnv:
     def __init__(self, env: MarketEnv, num_envs: int, dtype: str = "float32") -> None:
         self.functional = env
         self.num_envs = validation.count("num_envs", num_envs)
-        self.dtype = jnp.dtype(dtype)
+        self.dtype = jnp.dtype(validation.choice("dtype", jnp.dtype(dtype).name, env.dtypes))
         self.params = env.parameters(jnp, self.dtype)
         self.context = jnp.asarray(env.context, self.dtype)
 

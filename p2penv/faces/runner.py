@@ -32,7 +32,7 @@ class Runner:
         self.env = env
         self.num_envs = validation.count("num_envs", num_envs)
         name = dtype if isinstance(dtype, str) else np.dtype(dtype).name
-        self.dtype = np.dtype(validation.choice("dtype", name, ("float64", "float32")))
+        self.dtype = np.dtype(validation.choice("dtype", name, env.dtypes))
         self.clips = validation.choice("out_of_range", out_of_range, ("raise", "clip")) == "clip"
         self.params = env.params if self.dtype == np.float64 else env.parameters(np, np.float32)
         self._step_params = _aligned(self.params, sum(role.count for role in env.roles), self.num_envs)

@@ -142,6 +142,7 @@ class PEM:
 
     name = "pem_v0"
     discount = 0.99
+    dtypes: tuple[str, ...] = ("float64", "float32")
     policies: tuple[str, ...] = ("stackelberg", "truthful")
     action_names = ACTIONS
     equilibrium = "exact Stackelberg price, truthful best responses"

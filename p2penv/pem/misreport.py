@@ -62,16 +62,17 @@ class Case(NamedTuple):
     def of(
         cls, homes: Homes, agent: int, reports: Reports, scenario: Any, pricing: Pricing, response: Response
     ) -> Case:
+        """The problem of a home, checked."""
         validation.choice("pricing", pricing, ("paper", "exact", "exact_bound"))
         validation.choice("response", response, ("agent", "best"))
         size = np.shape(homes.preference)[-1] if np.ndim(homes.preference) == 1 else 0
         if not size:
             raise ValueError(f"homes must be of one window, (n,), got shape {np.shape(homes.preference)}")
-        lows = {"preference": np.finfo(float).tiny, "capacity": 0.0, "most": 0.0, "nominal": -np.inf, "demand": 0.0}
+        lows = {"preference": np.finfo(float).tiny, "capacity": -np.inf, "most": 0.0, "nominal": -np.inf}
         homes = Homes(*(validation.vector(n, v, size, lows[n]) for n, v in zip(Homes._fields, homes, strict=True)))
         reports = Reports(
             *(
-                validation.vector(f"reported {n}", v, size, lows[n])
+                validation.vector(f"reported {n}", v, size, max(lows.get(n, 0.0), 0.0))
                 for n, v in zip(Reports._fields, reports, strict=True)
             )
         )
@@ -90,10 +91,12 @@ class Case(NamedTuple):
 
     @property
     def truth(self) -> Reports:
+        """What everybody would report who tells the truth."""
         return settlement.truthful(self.homes)
 
     @property
     def selling(self) -> bool:
+        """Whether the home is a seller."""
         return bool(self.homes.nominal[self.agent] > 0.0)
 
     @property
@@ -118,6 +121,7 @@ class Case(NamedTuple):
         return Reports(**reports)
 
     def payoffs(self, scales: Floats) -> Floats:
+        """The home's reward ``(B,)`` at :meth:`at`."""
         return self.payoff(self.at(scales))
 
     def payoff(self, reports: Reports) -> Floats:
@@ -172,7 +176,9 @@ class Case(NamedTuple):
         claims = [settlement.claimed(self.homes, reports, self.homes.nominal) for reports in ends]
         own = np.stack([claim[:, agent] for claim in claims])
         found = []
-        for stand_in, met in ((1.0, self.selling & (own.max(axis=0) > 0.0)), (0.0, own.min(axis=0) <= 0.0)):
+        # Without anybody else there is no market.
+        others = _put(claims[0], agent, np.zeros(len(claims[0]))).max(axis=-1) > 0.0
+        for stand_in, met in ((1.0, self.selling & (own.max(axis=0) > 0.0)), (0.0, others & (own.min(axis=0) <= 0.0))):
             box = np.flatnonzero(met)
             price = []
             for reports, claim in zip(ends, claims, strict=True):
@@ -230,7 +236,8 @@ class Case(NamedTuple):
         spare = level - demand[:, None]
         stop = np.minimum(stop, np.where(spare > 0.0, scale / np.where(spare > 0.0, spare, 1.0), np.inf))
         root = np.sqrt(self.prices.retail * np.maximum(scale, 0.0) / np.where(level > 0.0, level, np.inf))
-        return _Pieces(level, scale, start, stop, np.minimum(np.maximum(root, start), stop), demand[:, None])
+        price = np.maximum(np.minimum(np.maximum(root, start), stop), self.prices.low)
+        return _Pieces(level, scale, start, stop, price, demand[:, None])
 
     def _settled(self, branches: _Branches, first: Reports, last: Reports) -> Floats:
         """Bound ``(R,)`` on the payoff from the ends of prices and own report, along the steps of the settlement."""
@@ -249,7 +256,8 @@ class Case(NamedTuple):
                     pick(first.demand, last.demand),
                 )
             )
-        net, schedule = [], []
+        net: list[Floats] = []
+        schedule: list[Floats] = []
         for reports, answered in zip(ends, branches.answered, strict=True):
             meant = np.where(selling, rules.supply(true, answered[:, None]), homes.nominal) if best else homes.nominal
             net.append(np.broadcast_to(meant, (answered.size, homes.nominal.size)))

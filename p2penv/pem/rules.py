@@ -131,7 +131,7 @@ def exact_price(offers: Offers, demand: Array, prices: Prices) -> Market:
     table = curve(offers)
     at_low, case = _case(table, demand, prices)
     low, retail = (0.0 * demand + price for price in (prices.low, prices.retail))
-    ceiling = xp.minimum(clearing_price(table, demand), 0.0 * demand + prices.high)
+    ceiling = clip(clearing_price(table, demand), low, 0.0 * demand + prices.high)
     inner = clip(table.points, low[..., None], ceiling[..., None])
     ends = xp.concat([low[..., None], inner, ceiling[..., None]], axis=-1)
     # Pieces without supply keep rounding of sums that cancel.
