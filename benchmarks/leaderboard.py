@@ -1,7 +1,8 @@
 """Leaderboard of a market: one row a method, mean and 95 % interval over seeds.
 
 ``python -m benchmarks.leaderboard communication`` trains every learner with five seeds, measures every baseline, and
-writes ``benchmarks/results/<market>.csv`` and ``.json`` (with command and versions).
+writes ``benchmarks/results/<market>.csv`` and ``.json`` (with command and versions). Where what is done now pays later,
+methods are measured by the reward of whole episodes: ``python -m benchmarks.leaderboard pem -o homes=20``.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ from scipy import stats
 
 import baselines
 import p2penv
-from training.evaluate import Evaluation, evaluate
+from p2penv.core.contract import MarketEnv, Policy
+from training.cli import Options, parse_options
+from training.evaluate import Evaluation, evaluate, returns
 from training.policies import load_learned
-from training.runs import TrainConfig, read_csv, versions, write_csv, write_json
+from training.runs import SUITED, TrainConfig, read_csv, suited, versions, write_csv, write_json
 from training.train import train
 
 FOLDER = Path(__file__).parent / "results"
@@ -28,10 +31,33 @@ LEARNERS = {
     "PPO, independent": TrainConfig(algorithm="ppo", learners="independent"),
     "SAC, shared": TrainConfig(algorithm="sac", learners="shared", steps=400_000),
 }
-MEASURES = ["reward", "welfare_ratio", "nashconv", "regret", "privacy_loss", "violation", "seconds"]
 
 
-def measures(found: Evaluation, seconds: float) -> dict[str, float]:
+def learners(market: str) -> dict[str, TrainConfig]:
+    """Configurations by name; one where a market has settings of its own."""
+    return {"PPO, shared": suited(market)} if market in SUITED else LEARNERS
+
+
+def measure(env: MarketEnv, policy: Policy, seed: int, seconds: float) -> dict[str, float]:
+    """One number a measure, of stages, or of episodes where what is done now pays later."""
+    if env.discount > 0.0:
+        return episode_measures(env, policy, seed, seconds)
+    return stage_measures(evaluate(env, policy, seed=seed), seconds)
+
+
+def episode_measures(env: MarketEnv, policy: Policy, seed: int, seconds: float) -> dict[str, float]:
+    """Of a whole held-out episode: mean reward of an agent, its gain over truthful play, the least agent's gain."""
+    total, truthful = (returns(env, each, 1, seed)[0] for each in (policy, env.policy("truthful")))
+    gain = total - truthful
+    return {
+        "episode_reward": float(total.mean()),
+        "episode_gain": float(gain.mean()),
+        "least_gain": float(gain.min()),
+        "seconds": seconds,
+    }
+
+
+def stage_measures(found: Evaluation, seconds: float) -> dict[str, float]:
     """One number a measure.
 
     Reward is the mean utility gap per agent [$], welfare ratio the planner's social cost over the profile's, regret
@@ -52,7 +78,7 @@ def measures(found: Evaluation, seconds: float) -> dict[str, float]:
 def summarise(method: str, samples: list[dict[str, float]]) -> dict[str, Any]:
     """Mean and half width of the 95 % interval (Student's t) of every measure over the seeds."""
     row: dict[str, Any] = {"method": method, "seeds": len(samples)}
-    for key in MEASURES:
+    for key in samples[0]:
         values = np.array([sample[key] for sample in samples])
         row[key] = float(values.mean())
         spread = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else 0.0
@@ -60,38 +86,42 @@ def summarise(method: str, samples: list[dict[str, float]]) -> dict[str, Any]:
     return row
 
 
-def run(market: str = "communication", seeds: int = 5, root: Path = FOLDER) -> list[dict[str, Any]]:
+def run(
+    market: str = "communication", seeds: int = 5, options: dict[str, Any] | None = None, root: Path = FOLDER
+) -> list[dict[str, Any]]:
     """Measure every method with seeds 0 … seeds − 1 and write the tables."""
-    versioned = f"{market}_v0"
+    versioned, options = f"{market}_v0", options or {}
     console = Console()
-    env = p2penv.make_functional(versioned)
+    env = p2penv.make_functional(versioned, **{**options, "infos": "none"} if market in SUITED else options)
     rows = []
     for name in baselines.names(env):
+        policy = baselines.make(env, name)
+        rows.append(summarise(name, [measure(env, policy, seed, 0.0) for seed in range(seeds)]))
+    for method, config in learners(versioned).items():
         samples = []
         for seed in range(seeds):
-            samples.append(measures(evaluate(env, baselines.make(env, name), seed=seed), 0.0))
-        rows.append(summarise(name, samples))
-    for method, config in LEARNERS.items():
-        samples = []
-        for seed in range(seeds):
-            settings = TrainConfig(**{**config.__dict__, "market": versioned, "seed": seed})
+            settings = TrainConfig(**{**config.__dict__, "market": versioned, "options": options, "seed": seed})
             folder = train(
                 settings,
                 f"leaderboard-{market}-{config.algorithm}-{config.learners}-{seed}",
                 console=Console(quiet=True),
             )
             seconds = read_csv(folder / "curve.csv")[-1]["seconds"]
-            samples.append(measures(evaluate(env, load_learned(folder, env), seed=seed), seconds))
-            console.print(f"{method}, seed {seed}: NashConv {samples[-1]['nashconv']:.5f}, {seconds:.0f} s")
+            samples.append(measure(env, load_learned(folder, env), seed, seconds))
+            found = ", ".join(f"{key.replace('_', ' ')} {value:.5g}" for key, value in samples[-1].items())
+            console.print(f"{method}, seed {seed}: {found}")
         rows.append(summarise(method, samples))
-    rows.sort(key=lambda row: row["nashconv"])
+    by = "nashconv" if "nashconv" in rows[0] else "episode_reward"
+    rows.sort(key=lambda row: row[by], reverse=by == "episode_reward")
     columns = list(rows[0])
     write_csv(root / f"{versioned}.csv", rows, columns)
-    command = f"python -m benchmarks.leaderboard {market} --seeds {seeds}"
+    given = "".join(f" -o {key}={value}" for key, value in options.items())
+    command = f"python -m benchmarks.leaderboard {market} --seeds {seeds}{given}"
     write_json(root / f"{versioned}.json", {"command": command, "versions": versions(), "rows": rows})
-    table = Table("method", *(key.replace("_", " ") for key in MEASURES), title=f"{versioned}, {seeds} seeds")
+    shown = [key for key in columns[2:] if not key.endswith("_95")]
+    table = Table("method", *(key.replace("_", " ") for key in shown), title=f"{versioned}, {seeds} seeds")
     for row in rows:
-        table.add_row(row["method"], *(f"{row[key]:.5g} ± {row[key + '_95']:.2g}" for key in MEASURES))
+        table.add_row(row["method"], *(f"{row[key]:.5g} ± {row[key + '_95']:.2g}" for key in shown))
     console.print(table)
     return rows
 
@@ -99,9 +129,10 @@ def run(market: str = "communication", seeds: int = 5, root: Path = FOLDER) -> l
 def main(
     market: Annotated[str, typer.Argument(help="name of the market")] = "communication",
     seeds: Annotated[int, typer.Option(help="number of seeds")] = 5,
+    option: Options = None,
 ) -> None:
     """Measure every method of a market."""
-    run(market, seeds)
+    run(market, seeds, parse_options(option))
 
 
 if __name__ == "__main__":

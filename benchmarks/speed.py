@@ -292,9 +292,9 @@ def run(quick: bool = False, folder: Path = Path("runs/bench")) -> list[Row]:
         quick: small sizes and few repeats, only to see that everything runs; the numbers mean little then.
         folder: where to write.
     """
-    from benchmarks import speed_dpvcg
+    from benchmarks import speed_dpvcg, speed_pem
 
-    parts = (single_steps, batched_steps, equilibria, jax_rollout, learning, speed_dpvcg.rows)
+    parts = (single_steps, batched_steps, equilibria, jax_rollout, learning, speed_dpvcg.rows, speed_pem.rows)
     rows = [row for part in parts for row in part(quick)]
     Console().print(table(rows))
     plain = [asdict(row) for row in rows]

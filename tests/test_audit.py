@@ -277,7 +277,7 @@ def test_cli_privacy(folder):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("truthfulness", "communication"), "audit truthfulness is there for dpvcg; not for communication"),
+        (("truthfulness", "communication"), "audit truthfulness is there for dpvcg, pem; not for communication"),
         (("privacy", "communication"), "audit privacy is there for dpvcg; not for communication"),
         (("privacy", "auction"), "market must be one of"),
         (("privacy", "dpvcg", "--paper-compat"), "support='finite'"),

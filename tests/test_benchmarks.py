@@ -21,7 +21,8 @@ def test_quick_run(tmp_path, capsys):
     for row in rows:
         assert row.note.startswith("skipped") if row.value is None else row.value > 0
     measured = {row.name: row.value for row in rows if row.value is not None}
-    for part in ("parallel step", "batched steps", "exact equilibrium", "generic solver", "JAX rollout", "PPO"):
+    parts = ("VCG", "exact draw", "exact price")
+    for part in (*parts, "parallel step", "batched steps", "exact equilibrium", "generic solver", "JAX rollout", "PPO"):
         assert any(part in name for name in measured), part
 
 

@@ -1,6 +1,6 @@
 """Mechanisms: what ε is real, payments and regret by their definitions, printed figures, draws, refusals."""
 
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 import pytest
@@ -493,7 +493,10 @@ NAN = float("nan")
             lambda: ExponentialMechanism(CASE, 1.0, "finite", points=CASE.sampled_allocations * CASE.sign),
             r"points\[\d\] must balance to within balance_tolerance = 1e-09 kWh",
         ),
-        (lambda: ExponentialMechanism(CASE, 1.0, "finite", range_size=0), "size must be a whole number >= 1, got 0"),
+        (lambda: ExponentialMechanism(CASE, 1.0, "finite", range_size=0), "range_size must be .* >= 1, got 0"),
+        (lambda: ExponentialMechanism(CASE, 1.0, "finite", seed=-1), "seed must be a whole number >= 0, got -1"),
+        (lambda: LaplaceMechanism(CASE, 1.0, seed=1.5), "seed must be a whole number >= 0, got 1.5"),
+        (lambda: ExponentialMechanism(CASE, 1e12), "epsilon is too large for support='continuous' .* mechanism='vcg'"),
         (lambda: exponential(2.0).payments("vcg"), "'exponential' must be one of 'algorithm3', 'entropy'; got 'vcg'"),
         (lambda: VCGMechanism(CASE).payments("entropy"), "mechanism 'vcg' must be one of 'vcg'; got 'entropy'"),
         (lambda: LaplaceMechanism(CASE, 1.0).payoffs("algorithm3"), "'laplace' must be one of 'vcg'; got 'algorithm3'"),
@@ -511,6 +514,32 @@ NAN = float("nan")
 def test_refusals(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("make", [VCGMechanism, partial(ExponentialMechanism, epsilon=1.0),
+                                  partial(LaplaceMechanism, epsilon=1.0)])  # fmt: skip
+def test_type_spaces_of_other_limits_are_refused(make):
+    """ω of the smaller limits would promise more privacy than there is."""
+    wider = CASE.replace(demand_max=[30.0, 40.0, 50.0], sampled_allocations=None)
+    with pytest.raises(ValueError, match="space must be made for this scenario"):
+        make(wider, space=GROUP)
+    same = TypeSpace(wider, "coefficients", GROUP.low, GROUP.high)
+    assert (same.sensitivity >= GROUP.sensitivity).all()
+    assert (make(wider, space=same).space.sensitivity == same.sensitivity).all()
+    # Equal numbers are enough.
+    make(CASE.replace(name="again"), space=GROUP)
+
+
+def test_fewer_digits_are_taken_where_rounding_forbids_more(monkeypatch):
+    market = Scenario.random(2, 2, 0)
+    exact = ExponentialMechanism(market, 1.0).payments()
+    mechanisms._quadrature_of.cache_clear()
+    monkeypatch.setattr(mechanisms, "TOLERANCES", (1e-30, 1e-7))
+    np.testing.assert_allclose(ExponentialMechanism(market, 1.0).payments(), exact, atol=1e-6)
+    mechanisms._quadrature_of.cache_clear()
+    monkeypatch.setattr(mechanisms, "TOLERANCES", (1e-30,))
+    with pytest.raises(ValueError, match=r"epsilon is too large for support='continuous' .*tolerance 1e-30"):
+        ExponentialMechanism(market, 1.0)
 
 
 @pytest.mark.parametrize("make", [VCGMechanism, lambda c: ExponentialMechanism(c, 1.0),

@@ -187,9 +187,9 @@ def test_random_scenarios_clear_with_and_without_anyone(consumers, producers):
 @pytest.mark.parametrize(
     ("counts", "message"),
     [
-        ((1, 3), "consumers must be at least 2, got 1"),
-        ((2, 1), "producers must be at least 2, got 1"),
-        ((2.5, 3), "consumers must be a whole number >= 1, got 2.5"),
+        ((1, 3), "n_consumers must be at least 2, got 1"),
+        ((2, 1), "n_producers must be at least 2, got 1"),
+        ((2.5, 3), "n_consumers must be a whole number >= 1, got 2.5"),
     ],
 )
 def test_too_small_random_scenarios_are_refused(counts, message):
@@ -215,8 +215,6 @@ def test_boxes():
     for space in (group, around, scale):
         space.check(case.bids)
         np.testing.assert_array_equal(space.parameters(case.bids), space.truth)
-        np.testing.assert_array_equal(space.project(space.low - 1.0), space.low)
-        np.testing.assert_array_equal(space.project(space.truth), space.truth)
     doubled = Bids(*(2.0 * field for field in case.bids))
     np.testing.assert_allclose(scale.parameters(doubled), 2.0)
 

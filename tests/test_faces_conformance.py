@@ -17,6 +17,7 @@ from p2penv.communication_v0 import env, parallel_env, raw_env, solo_env
 from p2penv.core.contract import Draw
 from p2penv.faces.aec import MarketAECEnv
 from p2penv.faces.parallel import MarketParallelEnv
+from p2penv.pem import Scenario as Day
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # an import within pettingzoo.test
@@ -76,14 +77,27 @@ def every_vcg_combination():
         yield {**mechanism, "report": report, "reward": reward, **turns, **outside}
 
 
+def every_pem_combination():
+    """All rules; one window or three, forecasts, caps and the options outside take turns."""
+    for index, (pricing, response, leader) in enumerate(
+        itertools.product(("paper", "exact", "exact_bound"), ("agent", "best"), ("rule", "agent"))
+    ):
+        cap = (0.0, 0.5)[index // 2 % 2]
+        turns = {"forecast": index // 3 % 2, "preference_cap": cap, "capacity_cap": 0.5 - cap, "demand_cap": cap}
+        case = Day.random(4, (3, 1)[index % 5 == 0], index)
+        yield {"pricing": pricing, "response": response, "leader": leader, **turns, **OUTSIDE[index % len(OUTSIDE)],
+               "scenario": case}  # fmt: skip
+
+
 COMBINATIONS = [("communication_v0", options) for options in every_combination()]
 COMBINATIONS += [("dpvcg_v0", options) for options in every_vcg_combination()]
+COMBINATIONS += [("pem_v0", options) for options in every_pem_combination()]
 
 
 def label(value):
     if isinstance(value, str):
         return value
-    return "-".join(str(entry) for key, entry in value.items() if key != "trading_price") + (
+    return "-".join(str(entry) for key, entry in value.items() if key not in ("trading_price", "scenario")) + (
         "-heterogeneous" if "trading_price" in value else ""
     )
 
@@ -109,7 +123,9 @@ def test_pettingzoo(name, options, capsys):
 
 @every_market_and_option
 def test_gymnasium_and_sb3(name, options):
-    agent = {"communication_v0": "prosumer_9", "dpvcg_v0": "producer_1"}[name]
+    agent = {"communication_v0": "prosumer_9", "dpvcg_v0": "producer_1", "pem_v0": "home_2"}[name]
+    if options.get("leader") == "agent":
+        agent = "buyers_0"
     solo = make_solo(name, agent, **options)
     check_env(solo, skip_render_check=True)
     sb3_check_env(solo, warn=True, skip_render_check=True)
@@ -181,10 +197,12 @@ def test_render_without_infos(options):
 
 
 def test_every_market_passes():
+    small = {"pem_v0": {"homes": 12, "windows": 4}}  # the whole day takes its time
     for name in MARKETS:
-        testing.check_functional(make_functional(name))
-        testing.check_batch(make_functional(name))
-        testing.check_parallel(lambda name=name: make_parallel(name))
+        options = small.get(name, {})
+        testing.check_functional(make_functional(name, **options))
+        testing.check_batch(make_functional(name, **options))
+        testing.check_parallel(lambda name=name, options=options: make_parallel(name, **options))
 
 
 # What the checks are for: each of these faults must be found.

@@ -17,6 +17,7 @@ from p2penv.faces.parallel import MarketParallelEnv, records
 from p2penv.faces.sb3 import MarketVecEnv
 from p2penv.faces.solo import MarketSoloEnv, MarketSoloVectorEnv
 from p2penv.faces.vector import MarketVectorEnv
+from p2penv.pem import Scenario as Day
 
 MARKETS = {
     "one-shot": {},
@@ -37,8 +38,17 @@ VCG_MARKETS = {
 }
 
 
-@pytest.fixture(params=[*MARKETS, *VCG_MARKETS])
+PEM_MARKETS = {
+    "pem": {"preference_cap": 0.5, "demand_cap": 0.5},
+    "pem paper led": {"pricing": "paper", "leader": "agent", "forecast": 1, "capacity_cap": 0.5},
+    "pem bound, loads played": {"pricing": "exact_bound", "response": "agent", "capacity_cap": 0.5},
+}
+
+
+@pytest.fixture(params=[*MARKETS, *VCG_MARKETS, *PEM_MARKETS])
 def market(request):
+    if request.param in PEM_MARKETS:
+        return make_functional("pem_v0", scenario=Day.random(5, 3, 1), **PEM_MARKETS[request.param])
     if request.param in VCG_MARKETS:
         return make_functional("dpvcg_v0", **VCG_MARKETS[request.param])
     return make_functional("communication_v0", **MARKETS[request.param])
@@ -413,3 +423,86 @@ def test_records_hold_the_market_and_the_own_values(market, own):
         own_values = (column[row] for column in columns)
         assert found[agent] == dict(zip((*market, *own), (*range(len(market)), *own_values), strict=True))
     assert list(found) == ["a", "b"]
+
+
+# The private energy market: a leader with one action among homes with five.
+
+
+@pytest.mark.parametrize("options", PEM_MARKETS.values(), ids=PEM_MARKETS)
+def test_the_energy_market_in_single_precision_is_close_to_double(options):
+    """The same actions and noise; a case may hang on rounding, so few windows may differ in it."""
+    market = make_functional("pem_v0", scenario=Day.random(5, 6, 1), **options)
+    single = market.parameters(np, np.float32)
+    stream, envs, differ = NumpyStream(0), 64, 0
+    noise = stream.draw(market.initial_noise, envs)
+    wide = market.initial(market.params, noise, envs)
+    narrow = market.initial(single, {key: value.astype(np.float32) for key, value in noise.items()}, envs)
+    for actions in draws(market, market.horizon, envs=envs):
+        noise = stream.draw(market.noise, envs)
+        a = market.step(market.params, wide, actions.astype(np.float64), noise)
+        b = market.step(single, narrow, actions, {key: value.astype(np.float32) for key, value in noise.items()})
+        assert b.reward.dtype == np.float32
+        assert {leaf.dtype for leaf in b.state} == {np.dtype(np.float32), np.dtype(np.int32)}
+        same = a.info["case"] == b.info["case"]
+        differ += (~same).sum()
+        stakes = market.scenario.hours * market.scenario.preference.max()
+        np.testing.assert_allclose(b.reward[same], a.reward[same], rtol=1e-5, atol=2e-6 * stakes)
+        np.testing.assert_allclose(b.state.charge, a.state.charge, rtol=1e-5, atol=1e-5)
+        wide, narrow = a.state, b.state
+    assert differ <= 2
+    face = MarketVectorEnv(market, 4, dtype="float32")
+    face.reset(seed=0)
+    assert face.step(draws(market, 1, envs=4)[0])[1].dtype == np.float32
+
+
+PEM_FACES = {
+    "parallel": MarketParallelEnv,
+    "vector": lambda market: MarketVectorEnv(market, 2),
+    "solo": lambda market: MarketSoloEnv(market, "buyers_0"),
+    "solo vector": lambda market: MarketSoloVectorEnv(market, 2, "home_1"),
+    "sb3": lambda market: MarketVecEnv(market, 2),
+    "turns": lambda market: MarketAECEnv(MarketParallelEnv(market)),
+}
+
+
+@duplicated
+@pytest.mark.parametrize("face", PEM_FACES)
+def test_copies_of_an_energy_market_go_on_alike(face, duplicate):
+    market = make_functional("pem_v0", scenario=Day.random(5, 6, 1), **PEM_MARKETS["pem paper led"])
+    original = PEM_FACES[face](market)
+    original.seed(2) if face == "sb3" else None
+    original.reset() if face == "sb3" else original.reset(seed=2)
+
+    def forward(one, seed):
+        rng = np.random.default_rng(seed)
+        if face == "turns":
+            for agent in one.possible_agents:
+                one.step(rng.uniform(-1, 1, one.action_space(agent).shape))
+            return one.rewards, one.infos
+        if face == "parallel":
+            return one.step({agent: rng.uniform(-1, 1, one.action_space(agent).shape) for agent in one.agents})
+        return one.step(rng.uniform(-1, 1, (12, 5) if face == "sb3" else one.action_space.shape))
+
+    forward(original, 0)
+    twin = duplicate(original)
+    wanted = [copy.deepcopy(forward(original, seed)) for seed in (1, 2, 3)]
+    np.testing.assert_equal([copy.deepcopy(forward(twin, seed)) for seed in (1, 2, 3)], wanted)
+    copied = duplicate(market)
+    np.testing.assert_equal(copied.params, market.params)
+    np.testing.assert_equal(copied.scenario.load, market.scenario.load)
+
+
+def test_padding_of_the_leader_s_actions_means_nothing():
+    """In batches its row is as wide as a home's."""
+    market = make_functional("pem_v0", scenario=Day.random(5, 3, 1), **PEM_MARKETS["pem paper led"])
+    actions = draws(market, 3, envs=2)
+    padded = actions.copy()
+    padded[:, :, 5, 1:] = 0.0
+    for face in ("vector", "sb3"):
+        outcomes = []
+        for played in (actions, padded):
+            one = PEM_FACES[face](market)
+            one.seed(1) if face == "sb3" else one.reset(seed=1)
+            one.reset() if face == "sb3" else None
+            outcomes.append([one.step(joint.reshape(12, 5) if face == "sb3" else joint)[:3] for joint in played])
+        np.testing.assert_equal(*outcomes)

@@ -11,6 +11,7 @@ from p2penv.core.contract import Draw
 from p2penv.core.random import JaxStream, NumpyStream
 from p2penv.core.roots import evaluate
 from p2penv.faces.jax import MarketJaxEnv
+from p2penv.pem import Scenario as Day
 
 NAME = "communication_v0"
 OPTIONS = {
@@ -268,3 +269,87 @@ def test_the_vcg_market_rolls_out_and_has_gradients(double):
     direction = jnp.asarray(np.random.default_rng(2).normal(size=actions.shape))
     numeric = (value(actions + small * direction) - value(actions - small * direction)) / (2 * small)
     np.testing.assert_allclose(jnp.sum(slope * direction), numeric, rtol=1e-5, atol=1e-7)
+
+
+# The private energy market.
+
+PEM = {
+    "exact": {"preference_cap": 0.5, "demand_cap": 0.5},
+    "paper, loads played": {"pricing": "paper", "response": "agent", "capacity_cap": 0.5, "forecast": 1},
+    "bound, led": {"pricing": "exact_bound", "leader": "agent", "capacity_cap": 0.3},
+}
+
+
+def energy(name):
+    return make_functional("pem_v0", scenario=Day.random(5, 3, 2), **PEM[name])
+
+
+@pytest.mark.parametrize("name", PEM)
+def test_the_energy_market_equals_numpy_given_the_same_noise(name, double):
+    market, envs = energy(name), 8
+    agents, params = len(market.context), market.parameters(jnp)
+    stream, rng = NumpyStream(0), np.random.default_rng(0)
+    noise = stream.draw(market.initial_noise, envs)
+    state = market.initial(market.params, noise, envs)
+    other = market.initial(params, {key: jnp.asarray(value) for key, value in noise.items()}, envs)
+    step = jax.jit(market.step)
+    for _ in range(market.horizon):
+        actions, noise = rng.uniform(-1, 1, (envs, agents, 5)), stream.draw(market.noise, envs)
+        wanted = market.step(market.params, state, actions, noise)
+        got = step(params, other, jnp.asarray(actions), {key: jnp.asarray(value) for key, value in noise.items()})
+        assert [leaf.dtype for leaf in got.state] == [leaf.dtype for leaf in wanted.state]
+        np.testing.assert_allclose(got.reward, wanted.reward, rtol=1e-9, atol=1e-9)
+        np.testing.assert_array_equal(got.terminated, wanted.terminated)
+        np.testing.assert_array_equal(got.truncated, wanted.truncated)
+        for key, value in wanted.info.items():
+            np.testing.assert_allclose(got.info[key], value, rtol=1e-9, atol=1e-9, err_msg=key)
+        for one, same in zip(
+            market.observe(params, got.state), market.observe(market.params, wanted.state), strict=True
+        ):
+            np.testing.assert_allclose(one, same, rtol=1e-9, atol=1e-12)
+        state, other = wanted.state, got.state
+
+
+@pytest.mark.parametrize("name", ["exact", "bound, led"])
+def test_policies_of_the_energy_market_roll_out(name, double):
+    """Over the end of a day, against the loop in NumPy."""
+    market = energy(name)
+    face, policy = MarketJaxEnv(market, 2, dtype="float64"), market.policy("stackelberg")
+    _, rewards = jax.jit(lambda key, params: face.rollout(key, policy, 5, params))(jax.random.key(0), face.params)
+    state = market.initial(market.params, {}, 2)
+    for time in range(5):
+        step = market.step(market.params, state, policy.act(market.params, None, state, {}), {})
+        np.testing.assert_allclose(rewards[time], step.reward, rtol=1e-9, atol=1e-9)
+        state = step.state if time != 2 else market.initial(market.params, {}, 2)
+
+
+@pytest.mark.parametrize("name", PEM)
+def test_gradients_of_the_energy_market(name, double):
+    """In all actions and the retail price, against central differences; homes without generation or battery too."""
+    market = energy(name)
+    agents, params = len(market.context), market.parameters(jnp)
+    stream = NumpyStream(1)
+    noise, later = (
+        {key: jnp.asarray(value) for key, value in stream.draw(spec, 1).items()}
+        for spec in (market.initial_noise, market.noise)
+    )
+    actions = jnp.asarray(np.random.default_rng(3).uniform(-0.9, 0.9, (1, agents, 5)))
+    weights = jnp.asarray(np.random.default_rng(4).normal(size=agents))
+
+    def value(actions, retail):
+        changed = params._replace(prices=params.prices._replace(retail=retail))
+        state = market.initial(changed, noise, 1)
+        return (market.step(changed, state, actions, later).reward @ weights)[0]
+
+    point, small, compiled = (actions, params.prices.retail), 1e-5, jax.jit(value)
+    slopes = jax.jit(jax.grad(value, (0, 1)))(*point)
+    for index, slope in enumerate(slopes):
+        assert jnp.isfinite(slope).all()
+        direction = jnp.asarray(np.random.default_rng(5).normal(size=slope.shape))
+        ends = [
+            compiled(*(part + sign * small * direction if i == index else part for i, part in enumerate(point)))
+            for sign in (1, -1)
+        ]
+        numeric = (ends[0] - ends[1]) / (2 * small)
+        assert abs(float(numeric)) > 1e-6
+        np.testing.assert_allclose(jnp.sum(slope * direction), numeric, rtol=1e-4, atol=1e-5)

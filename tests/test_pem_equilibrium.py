@@ -106,7 +106,7 @@ def test_pivotal_buyer_flips_the_case():
     gain = regret(homes, 15, told, PRICES, response="agent")
     assert 100.0 * gain / truth[3] == pytest.approx(7.6, abs=0.05)
     best = best_misreport(homes, 15, settlement.truthful(homes), PRICES, response="agent", cap=1.0)
-    assert best.gain >= gain - 1e-9
+    assert best.gain >= gain - 1e-4
     # Flipping the case does not lower the exact price: it is there already.
     assert regret(homes, 15, told, PRICES, "exact", "agent") < 0.0
 
@@ -139,10 +139,16 @@ def test_what_exact_prices_and_bound_delivery_leave(ratio):
     assert gained["exact", "preference"] < 0.1
     for field in ("preference", "capacity"):
         assert gained["exact_bound", field] < 3e-4  # % of sales
-    # A report of k and S together can say the same supply at a steeper curve: far less than under the paper's rule.
-    steep = lie(homes, 0, 26.105, 21.6325) if ratio == 84.0 else lie(homes, 0, 61.2846, 40.8189)
-    joint = 100.0 * regret(homes, 0, steep, PRICES, "exact_bound") / sales
-    assert joint == pytest.approx({84.0: 1.90, 60.0: 0.95}[ratio], abs=0.01)
+
+
+def test_bound_delivery_leaves_steeper_curves_to_report():
+    # k and S together can say the same supply at the price by a curve that the leader follows up.
+    homes = identical(100, 1, 84.0, 2000.0)
+    told = settlement.truthful(homes)
+    sales = -traded(homes, 0, "exact_bound")[3]
+    assert 100.0 * regret(homes, 0, lie(homes, 0, 25.027, 20.756), PRICES, "exact_bound") / sales > 1.8
+    found = best_misreport(homes, 0, told, PRICES, None, "exact_bound", cap=np.log(100.0), tolerance=0.3)
+    assert 1.8 < 100.0 * found.gain / sales <= 100.0 * found.bound / sales < 2.25
 
 
 # The certified search.
@@ -235,9 +241,9 @@ def test_prices_of_many_windows():
 def test_bad_input_is_refused():
     homes = identical(2, 2, 84.0, 1.0)
     told = settlement.truthful(homes)
-    with pytest.raises(ValueError, match="preference of agent 1 must be > 0, got 0.0"):
+    with pytest.raises(ValueError, match=r"preference of agent 1 must be > 0, got 0\.0"):
         leader_price([1.0, 0.0], [1.0, 1.0], [1.0, 1.0], 1.0, PRICES)
-    with pytest.raises(ValueError, match="demand must be >= 0, got -1.0"):
+    with pytest.raises(ValueError, match=r"demand must be >= 0, got -1\.0"):
         leader_price([1.0], [1.0], [1.0], -1.0, PRICES)
     with pytest.raises(ValueError, match="buyback < low <= high < retail"):
         leader_price([1.0], [1.0], [1.0], 1.0, PRICES._replace(low=70.0))

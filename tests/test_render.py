@@ -18,6 +18,9 @@ from p2penv.core.random import NumpyStream
 from p2penv.dpvcg import Scenario as VCGScenario
 from p2penv.dpvcg.render import draw as draw_vcg
 from p2penv.faces.window import pixels
+from p2penv.pem import Scenario as Day
+from p2penv.pem.render import _headline as draw_headline
+from p2penv.pem.render import draw as draw_energy
 
 
 def played(policy="ve", num_envs=2, **options):
@@ -198,3 +201,71 @@ def test_the_vcg_market_is_drawn(options, words):
         heights = [patch.get_height() for patch in lower.patches]
         np.testing.assert_allclose(heights[6:], step.info["payment"][0])
         np.testing.assert_allclose(np.subtract(heights[:6], heights[6:]), step.reward[0])
+
+
+# The private energy market.
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"scenario": Day.random(6, 12, 3)}, ["random-6-12-3, ", "sellers, "]),
+        (
+            {"scenario": Day.random(6, 12, 3), "leader": "agent", "forecast": 2},
+            ["random-6-12-3, ", "general market, price 100.00"],
+        ),
+        ({"homes": 20, "windows": 5, "start": 19.0, "infos": "none"}, ["day300, 19:04"]),
+        ({"scenario": Day.random(2, 1, 0)}, ["random-2-1-0"]),
+        ({"scenario": Day.random(200, 2, 0), "pricing": "paper"}, ["random-200-2-0"]),
+    ],
+)
+def test_the_energy_market_is_drawn(options, words):
+    env = p2penv.make_functional("pem_v0", **options)
+    stream, size = NumpyStream(1), env.scenario.size
+    state = env.initial(env.params, stream.draw(env.initial_noise, 2), 2)
+    actions = np.random.default_rng(0).uniform(-0.3, 0.3, (2, len(env.context), 5))
+    actions[:, -1] *= not env.led  # the middle of the range
+    for time in range(min(env.horizon, 6)):
+        step = env.step(env.params, state, actions, stream.draw(env.noise, 2))
+        if step.info and step.info["case"][0] == 1 and step.info["sellers"][0]:
+            break
+        state = step.state if time + 1 < min(env.horizon, 6) else state
+    for info in (env.initial_info(env.params, state), step.info):
+        figure = draw_energy(env, state, info)
+        assert pixels(figure).shape == (450, 900, 3)
+        assert np.ptp(pixels(figure)) > 200
+        assert words[0] in figure.texts[0].get_text()
+    headline = figure.texts[0].get_text()
+    assert all(word in headline for word in words), headline
+    assert np.ptp(pixels(draw_energy(env, step.state, step.info))) > 200  # after the last window, too
+    if step.info:
+        curves, upper, lower = figure.axes
+        order = np.argsort(-step.info["net"][0, :size])
+        heights = np.array([bar.get_height() for bar in upper.patches])
+        np.testing.assert_allclose(heights[:size], step.info["net"][0, :size][order])
+        traded = (step.info["sold"] - step.info["bought"])[0, :size][order] / env.scenario.hours
+        np.testing.assert_allclose(heights[size:], traded)
+        np.testing.assert_allclose(lower.lines[-1].get_ydata(), step.info["charge"][0, :size][order])
+        row = int(state.time[0])
+        demand = np.maximum(env.scenario.load[row] - env.scenario.generation[row], 0.0).sum()
+        line = next(line for line in curves.lines if line.get_label() == "demand")
+        np.testing.assert_allclose(line.get_xdata(), demand)
+
+
+def test_the_clock_of_the_energy_market():
+    """Whole minutes, whatever rounding does to hours, and over midnight."""
+    env = p2penv.make_functional("pem_v0", scenario=Day.random(2, 720, 0).replace(start=0.1, minutes=7.0))
+    state = env.initial(env.params, {}, 1)
+    for time in range(721):
+        total = 6 + 7 * time
+        shown = draw_headline(env, state._replace(time=np.array([time])), {})
+        assert shown.endswith(f", {total // 60 % 24:02d}:{total % 60:02d}")
+
+
+def test_faces_of_the_energy_market_draw():
+    face = p2penv.make_parallel("pem_v0", render_mode="rgb_array", scenario=Day.random(4, 3, 3), leader="agent")
+    face.reset(seed=0)
+    before = face.render()
+    face.step({agent: np.full(face.action_space(agent).shape, 0.5, np.float32) for agent in face.agents})
+    assert before.shape == face.render().shape
+    assert (before != face.render()).any()

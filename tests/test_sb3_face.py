@@ -10,6 +10,8 @@ from toy_market import Toy
 
 from p2penv import make_functional, make_vector
 from p2penv.faces.sb3 import MarketVecEnv
+from p2penv.faces.vector import MarketVectorEnv
+from p2penv.pem import Scenario as Day
 
 NAME = "communication_v0"
 SIZES = {"policy_kwargs": {"net_arch": [8]}, "device": "cpu"}
@@ -178,11 +180,17 @@ def test_the_rollout_buffer_holds_what_was_seen(reward):
 
 
 @pytest.mark.parametrize(
-    ("name", "options"), [(NAME, {}), ("dpvcg_v0", {"support": "finite", "report": "coefficients"})], ids=str
+    ("name", "options"),
+    [
+        (NAME, {"horizon": 4, "reward": "realised"}),
+        ("dpvcg_v0", {"horizon": 4, "reward": "realised", "support": "finite", "report": "coefficients"}),
+        ("pem_v0", {"scenario": Day.random(4, 4, 0), "leader": "agent", "forecast": 1, "demand_cap": 0.5}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_training_is_reproducible(name, options):
     def weights(seed):
-        face = MarketVecEnv(make_functional(name, horizon=4, reward="realised", **options), 2)
+        face = MarketVecEnv(make_functional(name, **options), 2)
         rollout = 8 * face.num_envs
         model = PPO("MlpPolicy", face, n_steps=8, n_epochs=2, batch_size=rollout // 2, seed=seed, **SIZES)
         model.learn(2 * rollout)
@@ -212,3 +220,28 @@ def test_single_sub_environments_cannot_be_reached_into():
     assert face.env_is_wrapped(VecMonitor) == [False] * 13
     with pytest.raises(RuntimeError, match="step_async before step_wait"):
         face.step_wait()
+
+
+def test_homes_and_their_leader_side_by_side():
+    """One space for all: a leader's action is padded to a home's width, its reward is minus the buyers' bill."""
+    market = make_functional("pem_v0", scenario=Day.random(4, 3, 1), leader="agent")
+    face, batch = MarketVecEnv(market, 3), MarketVectorEnv(market, 3)
+    face.seed(3)
+    seen, wanted = face.reset(), batch.reset(seed=3)[0]
+    width = wanted.shape[-1]
+    assert face.action_space.shape == (5,)
+    assert face.num_envs == 15
+    rng = np.random.default_rng(0)
+    for _ in range(4):  # over the end of a day
+        assert face.observation_space.contains(seen[0])
+        np.testing.assert_array_equal(seen.reshape(3, 5, -1)[..., :width], wanted)
+        joint = rng.uniform(-1, 1, (3, 5, 5)).astype(np.float32)
+        seen, reward, done, infos = face.step(joint.reshape(15, 5))
+        wanted, rewards, _, truncated, info = batch.step(joint)
+        np.testing.assert_array_equal(reward.reshape(3, 5), rewards.astype(np.float32))
+        np.testing.assert_array_equal(done.reshape(3, 5), np.repeat(truncated[:, None], 5, 1))
+        bill = np.where(info["role"] < 0, info["payment"], 0.0).sum(1)
+        np.testing.assert_allclose(rewards[:, 4], -bill, atol=1e-9)
+        if done.any():
+            last = np.stack([one["terminal_observation"] for one in infos]).reshape(3, 5, -1)
+            np.testing.assert_array_equal(last[..., :width], info["final_obs"])

@@ -46,6 +46,21 @@ def test_main_job_reaches_the_equilibrium(scenario, truthful, share):
     assert found["social_cost_learned"] == pytest.approx(found["social_cost_equilibrium"], rel=1e-3)
 
 
+@pytest.mark.parametrize("types", ["fixed", "uniform"])
+def test_agents_learn_to_tell_the_truth_under_vcg(types):
+    """Truth is dominant: what another report would add to an agent's payoff is what its own forgoes."""
+    options = {"mechanism": "vcg", "types": types}
+    if types == "fixed":
+        options |= {"scale_range": [0.5, 2.5]}  # the untrained policy plays the middle, which is not the truth then
+    found = metrics(train(TrainConfig("dpvcg_v0", options, steps=300_000, contexts=50), console=QUIET))
+    assert found["nashconv_truthful"] == 0
+    assert found["nashconv_ratio"] is None
+    assert found["nashconv_learned"] < 0.2 * found["nashconv_untrained"]
+    assert found["regret_share"] <= 0.02
+    by_hand = max(row["exploitability"] / abs(row["cost_truthful"]) for row in found["agents"])
+    assert found["regret_share"] == pytest.approx(by_hand)
+
+
 def test_repeated_game_one_policy_for_all_contexts():
     run = train(TrainConfig(options={"horizon": 24}, steps=900_000), console=QUIET)
     found = metrics(run)

@@ -18,14 +18,15 @@ import baselines
 import p2penv
 from p2penv.core.contract import MarketEnv
 from p2penv.dpvcg import DPVCG
-from training.runs import TrainConfig, load_config, write_json
+from p2penv.pem import PEM
+from training.runs import SUITED, TrainConfig, load_config, suited, write_json
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_show_locals=False)
 audit = typer.Typer(no_args_is_help=True, help="Does the mechanism keep what it promises?")
 app.add_typer(audit, name="audit")
 console = Console()
 
-Market = Annotated[str, typer.Argument(help="communication or dpvcg (or a versioned name)")]
+Market = Annotated[str, typer.Argument(help="communication, dpvcg or pem (or a versioned name)")]
 Scenario = Annotated[str | None, typer.Option(help="shipped scenario or TOML file")]
 Horizon = Annotated[int, typer.Option(help="steps an episode; 1 is the one-shot game")]
 Options = Annotated[
@@ -69,6 +70,16 @@ def _options(scenario: str | None, horizon: int, pairs: list[str] | None) -> dic
     options: dict[str, Any] = {} if scenario is None else {"scenario": scenario}
     if horizon != 1:
         options["horizon"] = horizon
+    return parse_options(pairs, options)
+
+
+def parse_options(pairs: list[str] | None, given: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Options of an environment from ``key=value`` texts, beside those given already.
+
+    Raises:
+        typer.BadParameter: not of that form, or a key twice.
+    """
+    options = dict(given or {})
     for pair in pairs or []:
         key, mark, text = pair.partition("=")
         if not mark:
@@ -141,10 +152,10 @@ def train(
     learners: Annotated[Learners, typer.Option(help="one network for all, or one learner per agent")] = Learners.shared,
     seed: Annotated[int, typer.Option(help="of learner and market")] = TrainConfig.seed,
     steps: Annotated[int | None, typer.Option(help="agent-steps in all; default by algorithm and horizon")] = None,
-    envs: Annotated[int, typer.Option(help="environments stepped together")] = TrainConfig.num_envs,
-    learning_rate: Annotated[float, typer.Option(help="at the start, falls to zero")] = TrainConfig.learning_rate,
+    envs: Annotated[int | None, typer.Option(help="environments stepped together; default by market")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="at the start, falls to zero; default by market")] = None,
     gamma: Annotated[float | None, typer.Option(help="discount; the market's own if not given")] = None,
-    contexts: Annotated[int, typer.Option(help="held-out states to evaluate on")] = TrainConfig.contexts,
+    contexts: Annotated[int | None, typer.Option(help="held-out states to evaluate on; default by market")] = None,
     threads: Annotated[int, typer.Option(help="threads of PyTorch")] = TrainConfig.threads,
     name: Annotated[str | None, typer.Option(help="folder under runs/")] = None,
     resume: Annotated[Path | None, typer.Option(help="folder of an interrupted run")] = None,
@@ -167,13 +178,16 @@ def train(
             return
         options = _options(scenario, horizon, option)
         _env(market, options)
-        config = TrainConfig(
-            market=_market(market),
+        versioned = _market(market)
+        if steps is None and (algorithm is Algorithm.sac or "steps" not in SUITED.get(versioned, {})):
+            steps = default_steps(algorithm.value, options.get("horizon", 1))
+        config = suited(
+            versioned,
             options=options,
             algorithm=algorithm.value,
             learners=learners.value,
             seed=seed,
-            steps=default_steps(algorithm.value, options.get("horizon", 1)) if steps is None else steps,
+            steps=steps,
             num_envs=envs,
             learning_rate=learning_rate,
             gamma=gamma,
@@ -246,10 +260,12 @@ def reproduce(
     """Regenerate the figures and tables of the market's paper as PNG and CSV."""
     from training import reproduce as communication
     from training import reproduce_dpvcg as dpvcg
+    from training import reproduce_pem as pem
 
     papers: dict[str, Callable[..., list[Path]]] = {
         "communication_v0": lambda out, report: communication.communication(out),
         "dpvcg_v0": dpvcg.dpvcg,
+        "pem_v0": pem.pem,
     }
     make = papers[_has("reproduce", market, papers)]
     with _progress() as progress:
@@ -279,21 +295,47 @@ def _vcg(verb: str, market: str, options: dict[str, Any]) -> DPVCG:
 def truthfulness(
     market: Market,
     scenario: Scenario = None,
-    contexts: Annotated[int, typer.Option(help="random types to average over; 1: the types of the case")] = 1,
-    learn: Annotated[bool, typer.Option("--learn", help="also train an attacker for each agent")] = False,
+    contexts: Annotated[
+        int | None,
+        typer.Option(help="dpvcg: random types to average over, 1, the types of the case; pem: windows to sample, 20"),
+    ] = None,
+    learn: Annotated[bool, typer.Option("--learn", help="dpvcg: also train an attacker for each agent")] = False,
     steps: Annotated[int | None, typer.Option(help="of experience of each attacker")] = None,
-    seed: Annotated[int, typer.Option(help="of types and attackers")] = 0,
+    joint: Annotated[
+        bool, typer.Option("--joint", help="pem: certify misreports of all fields of a seller together; takes long")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="of types, windows and attackers")] = 0,
     option: Options = None,
     json_: Json = None,
 ) -> None:
-    """Exact regret of misreporting beside the proven bound, and what a learner gains."""
+    """Exact regret of misreporting beside what is claimed or proven, and what a learner gains."""
+    versioned = _has("audit truthfulness", market, ["dpvcg_v0", "pem_v0"])
+    if steps is not None and not learn:
+        raise typer.BadParameter("--steps is of the attackers: give --learn too")
+    options = _options(scenario, 1, option)
+    if versioned == "pem_v0":
+        if learn:
+            raise typer.BadParameter("--learn is there for dpvcg; not for pem")
+        _truthfulness_pem(options, contexts, seed, joint, json_)
+    else:
+        if joint:
+            raise typer.BadParameter("--joint is there for pem; not for dpvcg")
+        _truthfulness_dpvcg(market, options, 1 if contexts is None else contexts, learn, steps, seed, json_)
+
+
+def _truthfulness_dpvcg(
+    market: str,
+    options: dict[str, Any],
+    contexts: int,
+    learn: bool,
+    steps: int | None,
+    seed: int,
+    json_: Path | None,
+) -> None:
     from training import tables
     from training.truthfulness import STEPS
     from training.truthfulness import audit as measure
 
-    if steps is not None and not learn:
-        raise typer.BadParameter("--steps is of the attackers: give --learn too")
-    options = _options(scenario, 1, option)
     options.setdefault("types", "fixed" if contexts == 1 else "uniform")
     env = _vcg("audit truthfulness", market, options)
     with _progress() as progress:
@@ -311,6 +353,34 @@ def truthfulness(
             raise typer.BadParameter(str(error)) from None
     tables.print_truthfulness(found, console)
     _file(json_, {"market": env.name, "options": options} | found.summary())
+
+
+def _truthfulness_pem(options: dict[str, Any], windows: int | None, seed: int, joint: bool, json_: Path | None) -> None:
+    """The worked deviations, then regret on a scenario: 20 homes of the shipped day if no scenario is named."""
+    from training import truthfulness_pem as checks
+
+    if "scenario" not in options:
+        options.setdefault("homes", checks.HOMES)
+    for field in ("preference", "capacity", "demand"):
+        options.setdefault(f"{field}_cap", checks.CAP)
+    env = _env("pem", options)
+    assert isinstance(env, PEM)
+    with _progress() as progress:
+        task = progress.add_task("worked deviations", total=None)
+
+        def report(part: str) -> None:
+            progress.update(task, description=part)
+
+        try:
+            pricings = [env.pricing] if "pricing" in options else checks.PRICINGS
+            found = checks.audit(env, windows, seed, pricings=pricings, joint=joint, report=report)
+            worked = checks.worked(joint=joint, report=report)
+        except (ValueError, TypeError) as error:
+            raise typer.BadParameter(str(error)) from None
+    checks.print_worked(worked, console)
+    checks.print_regret(found, console)
+    cases = [each.row() for each in worked]
+    _file(json_, {"market": env.name, "options": options, "worked": cases} | found.summary())
 
 
 @audit.command()

@@ -184,6 +184,28 @@ def evaluate(env: MarketEnv, policy: Policy, contexts: int = 100, seed: int = 0)
     )
 
 
+def returns(env: MarketEnv, policy: Policy, episodes: int = 1, seed: int = 0) -> Floats:
+    """Undiscounted reward ``(E, N)`` of each agent over whole held-out episodes.
+
+    Args:
+        env: the functional environment.
+        policy: the joint policy.
+        episodes: E; where neither the market nor the policy draws anything, all are the same.
+        seed: of the held-out episodes.
+    """
+    validation.number("seed", seed, 0, 2**31 - 1)
+    runner = Runner(env, validation.count("episodes", episodes))
+    runner.reset(HELD_OUT + seed)
+    stream = NumpyStream(HELD_OUT + seed + 1)
+    total = np.zeros((episodes, len(runner.agents)))
+    for _ in range(env.horizon):
+        state, noise = runner.state, stream.draw(policy.noise, episodes)
+        known = state if policy.full_information else None
+        actions = np.asarray(policy.act(runner.params, runner.observations(state), known, noise), np.float64)
+        total += runner.step(runner.check(actions)).reward
+    return total
+
+
 def marl_eval(
     market: str, task: str, algorithm: str, seed: int, curve: list[dict[str, float]], final: dict[str, float]
 ) -> dict[str, Any]:

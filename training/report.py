@@ -116,13 +116,12 @@ def overview_figure(curve: list[dict[str, float]], metrics: dict[str, Any]) -> F
 def _draw_curve(axes: NDArray[Any], curve: list[dict[str, float]], metrics: dict[str, Any]) -> None:
     left, right = axes
     steps = np.array([row["agent_steps"] for row in curve]) / 1e6
-    left.plot(steps, [row["social_gap"] for row in curve], color=LEARNED, lw=2, label="learned")
-    truthful = metrics["social_cost_truthful"]
-    for key, colour, label in (("equilibrium", EXACT, "equilibrium"), ("coordinated", PLANNER, "planner")):
-        level = truthful - metrics[f"social_cost_{key}"]
-        left.plot(steps[[0, -1]], [level, level], color=colour, ls="--", label=label)  # inside the axes' margins
+    if "episode_gain" in curve[0]:
+        left.plot(steps, [row["episode_gain"] for row in curve], color=LEARNED, lw=2, label="learned")
+        left.set_ylabel("reward of an episode over truth's, mean of agents")
+    else:
+        _draw_social(left, steps, curve, metrics)
     left.axhline(0.0, color=TRUTH, lw=1, label="truthful")
-    left.set_ylabel("social cost saved [$]")
     right.semilogy(steps, np.maximum([row["nashconv"] for row in curve], 1e-9), color=LEARNED, lw=2, label="learned")
     if metrics["nashconv_truthful"] > 0:
         right.axhline(metrics["nashconv_truthful"], color=TRUTH, label="truthful")
@@ -131,6 +130,15 @@ def _draw_curve(axes: NDArray[Any], curve: list[dict[str, float]], metrics: dict
         panel.set_xlabel("million agent-steps")
         panel.grid(alpha=0.25)
         panel.legend(frameon=False)
+
+
+def _draw_social(axes: Axes, steps: NDArray[Any], curve: list[dict[str, float]], metrics: dict[str, Any]) -> None:
+    axes.plot(steps, [row["social_gap"] for row in curve], color=LEARNED, lw=2, label="learned")
+    truthful = metrics["social_cost_truthful"]
+    for key, colour, label in (("equilibrium", EXACT, "equilibrium"), ("coordinated", PLANNER, "planner")):
+        level = truthful - metrics[f"social_cost_{key}"]
+        axes.plot(steps[[0, -1]], [level, level], color=colour, ls="--", label=label)  # inside the axes' margins
+    axes.set_ylabel("social cost saved [$]")
 
 
 def _draw_bars(axes: Axes, metrics: dict[str, Any]) -> None:

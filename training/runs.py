@@ -59,6 +59,17 @@ class TrainConfig:
             validation.number("gamma", self.gamma, 0.0, 1.0)
 
 
+# What suits a market better than the defaults of TrainConfig. Rollouts are whole days: 57 600 agent-steps of 20 homes.
+SUITED: Mapping[str, Mapping[str, Any]] = {
+    "pem_v0": {"steps": 2_000_000, "num_envs": 4, "learning_rate": 1e-3, "contexts": 24}
+}
+
+
+def suited(market: str, **given: Any) -> TrainConfig:
+    """Configuration of a market's runs: what is given and not None, then what suits it, then the defaults."""
+    return TrainConfig(market=market, **{**SUITED.get(market, {}), **{k: v for k, v in given.items() if v is not None}})
+
+
 def load_config(folder: Path) -> TrainConfig:
     """Configuration of a run.
 

@@ -13,7 +13,10 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv
 
-from p2penv.core.contract import MarketEnv
+from baselines.uniform import UniformPolicy
+from p2penv.core.contract import MarketEnv, Policy
+from p2penv.core.random import NumpyStream
+from p2penv.faces.runner import Runner
 from p2penv.faces.sb3 import MarketVecEnv, OneMarketVecEnv
 from training.policies import ALGORITHMS
 from training.runs import TrainConfig
@@ -121,18 +124,95 @@ class AgentVecEnv(OneMarketVecEnv):
         return [seed] * self.num_envs
 
 
+# Longest episode that learners see whole before they learn from it.
+WHOLE = 1024
+
+
+class EpisodeVecEnv(MarketVecEnv):
+    """A market whose episodes settle what is left when they end, with rewards that leave little to fit.
+
+    Every step pays its reward and the change of what the state would be worth at the end (``worth`` of the
+    environment), less what truthful play gets in the same step of an episode; the last one settles. Over an episode
+    that adds up to the reward of the market less a constant, but what is stored now and used later counts at once, so
+    that learners may look less far ahead. It is divided by how much random play moves it, home by home: one network for
+    all would else learn only from those with most at stake. The end is one: learners do not bootstrap beyond it.
+    Shaping by differences of a potential: Ng, Harada, Russell (1999).
+
+    Args:
+        env: the functional environment, with ``worth``.
+        num_envs: E ≥ 1.
+        discount: γ of the learners; rewards are multiplied by 1 − γ, so that returns are of the order of one step's.
+        identity: as of ``MarketVecEnv``.
+    """
+
+    def __init__(self, env: MarketEnv, num_envs: int, discount: float, *, identity: bool = True) -> None:
+        super().__init__(env, num_envs, identity=identity)
+        self._usual = _path(env, env.policy("truthful")).mean(axis=1)
+        moved = np.sqrt(((_path(env, UniformPolicy(env)) - self._usual[:, None]) ** 2).mean(axis=(0, 1)))
+        # Who moves nothing has nothing to learn.
+        self._share = max(1.0 - discount, 1.0 / env.horizon) / np.where(moved > 1e-9, moved, env.reward_scale)
+        self._step = 0
+        self._worth: Floats = np.zeros(0)
+
+    def reset(self) -> NDArray[np.float32]:
+        """Start fresh episodes everywhere."""
+        observations = super().reset()
+        self._step, self._worth = 0, _worth(self.runner)
+        return observations
+
+    def step_wait(self) -> tuple[NDArray[np.float32], Floats, NDArray[np.bool_], list[dict[str, Any]]]:
+        """Play the actions."""
+        observations, rewards, ended, infos = super().step_wait()
+        done = bool(ended.any())
+        for info in infos if done else ():
+            info.pop("TimeLimit.truncated", None)
+        worth = _worth(self.runner)
+        gained = rewards.reshape(worth.shape) - self._worth + (0.0 if done else worth) - self._usual[self._step]
+        self._step, self._worth = 0 if done else self._step + 1, worth
+        return observations, (gained * self._share).astype(np.float32).reshape(-1), ended, infos
+
+
+def _worth(runner: Runner) -> Floats:
+    return np.asarray(runner.env.worth(runner.params, runner.state))  # type: ignore[attr-defined]
+
+
+def _path(env: MarketEnv, policy: Policy, episodes: int = 4) -> Floats:
+    """Reward and change of worth ``(T, E, N)`` in each step of seeded episodes of a policy."""
+    runner, stream = Runner(env, episodes), NumpyStream(1)
+    runner.reset(0)
+    gained, before = [], _worth(runner)
+    for step in range(env.horizon):
+        state, noise = runner.state, stream.draw(policy.noise, episodes)
+        known = state if policy.full_information else None
+        actions = np.asarray(policy.act(runner.params, runner.observations(state), known, noise), np.float64)
+        reward = runner.step(runner.check(actions)).reward
+        worth = _worth(runner) if step < env.horizon - 1 else 0.0 * before
+        gained.append(reward + worth - before)
+        before = worth
+    return np.stack(gained)
+
+
+def discount(env: MarketEnv, config: TrainConfig) -> float:
+    """γ of a run."""
+    return env.discount if config.gamma is None else config.gamma
+
+
 def make_env(env: MarketEnv, config: TrainConfig) -> MarketVecEnv:
     """The batched market a run trains on."""
     shared = config.learners == "shared"
+    if hasattr(env, "worth"):
+        return EpisodeVecEnv(env, config.num_envs, discount(env, config), identity=shared)
     return MarketVecEnv(env, config.num_envs, identity=shared, scale_rewards=True)
 
 
 def settings(config: TrainConfig, env: MarketEnv, sub_envs: int, learners: int) -> dict[str, Any]:
     """Arguments of the SB3 algorithm for one of so many learners, which plays ``sub_envs`` sub-environments."""
-    steps = 1 if config.algorithm == "sac" else max(8, min(env.horizon, 32))
+    # Where what is done in the morning pays in the evening, learners see whole episodes.
+    whole = hasattr(env, "worth")
+    steps = 1 if config.algorithm == "sac" else max(8, min(env.horizon, WHOLE if whole else 32))
     common: dict[str, Any] = {
         "learning_rate": Decay(config.learning_rate, steps * sub_envs * learners / config.steps),
-        "gamma": env.discount if config.gamma is None else config.gamma,
+        "gamma": discount(env, config),
         "device": "cpu",
         "policy_kwargs": {"net_arch": list(config.network)},
     }
@@ -146,8 +226,11 @@ def settings(config: TrainConfig, env: MarketEnv, sub_envs: int, learners: int) 
             "ent_coef": "auto_0.1",
         }
     common["policy_kwargs"] |= {"log_std_init": -0.5}
-    batch = steps * sub_envs // 4
-    return common | {"n_steps": steps, "batch_size": max(batch, 2), "n_epochs": 4, "gae_lambda": 0.95}
+    rollout = steps * sub_envs
+    # Few rollouts of many steps: more is learned from each.
+    parts = max(part for part in range(1, 11) if rollout % part == 0) if whole else 4
+    epochs, trace = (6, 0.9) if whole else (4, 0.95)
+    return common | {"n_steps": steps, "batch_size": max(rollout // parts, 2), "n_epochs": epochs, "gae_lambda": trace}
 
 
 def make_models(config: TrainConfig, market: MarketEnv, envs: Sequence[VecEnv], log: str | None) -> list[BaseAlgorithm]:

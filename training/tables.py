@@ -67,6 +67,7 @@ def print_training(metrics: dict[str, Any], console: Console) -> None:
                 ("NashConv, truthful", f"{metrics['nashconv_truthful']:.4f}"),
                 ("NashConv, untrained", f"{metrics['nashconv_untrained']:.4f}"),
                 ("NashConv, learned", f"{metrics['nashconv_learned']:.5f}{compared}"),
+                ("most one agent could gain, of its payoff", f"{metrics['regret_share']:.3%}"),
                 (
                     "payoff against truth, all; worst agent",
                     "{payoff_change:+.2%}; {payoff_change_worst:+.2%}".format(**metrics),
@@ -160,7 +161,7 @@ def print_privacy(found: Privacy, console: Console) -> None:
                 ("ε of one draw by the mechanism's account", f"{found.epsilon:g}"),
                 (f"ε in all, rounds: {found.rounds}", f"{found.spent:g}"),
                 *(releases or [("may be published", "nothing")]),
-                ("payments", "never: they follow from raw reports"),
+                ("payments", "never listed"),
                 ("draws, confidence", f"2 x {found.samples:,}, 1 - {1.0 - found.confidence:.0e}"),
                 (
                     "the claim holds",

@@ -17,7 +17,7 @@ from stable_baselines3.common.vec_env import VecEnv
 import p2penv
 from p2penv.core.contract import MarketEnv
 from training import report, tables
-from training.evaluate import Evaluation, evaluate, marl_eval
+from training.evaluate import Evaluation, evaluate, marl_eval, returns
 from training.policies import ALGORITHMS, LearnedPolicy, model_paths
 from training.runs import (
     TrainConfig,
@@ -31,7 +31,8 @@ from training.runs import (
 )
 from training.sb3 import AgentVecEnv, Relay, learn, make_env, make_models
 
-CURVE = ["agent_steps", "seconds", "nashconv", "social_gap", "mean_reward"]
+# Where what is done now pays later, stage measures do not tell it all: also the reward of whole episodes.
+EPISODE, EPISODES = "episode_gain", 2
 
 
 def make_market(config: TrainConfig) -> MarketEnv:
@@ -105,6 +106,7 @@ class Run:
             self.done = self.models[0].num_timesteps * len(self.models)
             self.seconds = self.curve[-1]["seconds"]
         self.policy = LearnedPolicy(self.models, len(self.agents))
+        self.truthful = returns(self.env, self.env.policy("truthful"), EPISODES) if self.env.discount > 0.0 else None
         self.interval = config.eval_every if config.algorithm == "ppo" else max(1, 10 * config.eval_every)
 
     def measure(self) -> dict[str, float]:
@@ -117,6 +119,8 @@ class Run:
             "social_gap": found.social_gap,
             "mean_reward": float(found.utility_gap.mean()),
         }
+        if self.truthful is not None:
+            row[EPISODE] = float((returns(self.env, self.policy, EPISODES) - self.truthful).mean())
         self.curve.append(row)
         return row
 
@@ -128,7 +132,7 @@ class Run:
         """Write a checkpoint and the curve so far."""
         for model, path in zip(self.models, self.paths, strict=True):
             write_atomic(path, model.save)
-        write_csv(self.folder / "curve.csv", self.curve, CURVE)
+        write_csv(self.folder / "curve.csv", self.curve, list(self.curve[0]))
 
     def train(self, console: Console) -> None:
         """Learn until the configured agent-steps are reached."""
@@ -230,12 +234,17 @@ def finish(run: Run, console: Console) -> Path:
         "equilibrium": run.env.equilibrium,
         "contexts_without_feasible_set": learned.nearest,
         "payoff_change": float(learned.utility_gap.sum() / stakes.sum()),
-        "payoff_change_worst": float(learned.utility_gap.min() / stakes.mean()),
+        "payoff_change_worst": float((learned.utility_gap / np.maximum(stakes, 1e-12)).min()),
+        # What the best other report would add to an agent's own payoff, at most.
+        "regret_share": float((learned.exploitability / np.maximum(stakes, 1e-12)).max()),
         "price_of_anarchy": learned.price_of_anarchy,
         "price_of_anarchy_learned": learned.price_of_anarchy_played,
         "contexts": learned.contexts,
         "agents": learned.rows(),
     }
+    if run.truthful is not None:
+        metrics["episode_reward_truthful"] = float(run.truthful.mean())
+        metrics["episode_reward_learned"] = float(run.truthful.mean()) + run.curve[-1][EPISODE]
     write_json(folder / "metrics.json", metrics)
     write_csv(folder / "metrics.csv", learned.rows(), list(learned.rows()[0]))
     final = {"nashconv": learned.nashconv, "social_gap": learned.social_gap}

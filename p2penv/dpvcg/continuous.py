@@ -26,7 +26,7 @@ import numpy as np
 from scipy import special
 
 from p2penv.core.arrays import Array, clip, namespace, row_sum, safe_divide
-from p2penv.dpvcg.rules import Bids, Bounds, Law, clear, pivots, value
+from p2penv.dpvcg.rules import Bids, Bounds, Law, clear, pivots, value, value_range
 
 # Agents up to which pairs are integrated on panels.
 PANEL_AGENTS = 4
@@ -42,6 +42,12 @@ BLOCK, LARGE = 2**17, 2**25
 THREADED = 2**18
 # Entries of the largest matrix of a quadrature that is tried.
 LARGEST = 2**23
+# Pairs of nodes an agent that are tried; finding more takes minutes.
+LARGEST_NODES = 2**11
+
+
+class InaccurateError(ValueError):
+    """No quadrature of a size that is tried is accurate enough."""
 
 
 class Grid(NamedTuple):
@@ -614,10 +620,8 @@ def residual(quadrature: Quadrature, bounds: Bounds, bids: Bids, beta: Array | f
         quantity, weight, weighted = _residual_fourier(quadrature, bids, beta, agent)
     largest = xp.max(xp.abs(weight), axis=-1, keepdims=True)
     weight, weighted = weight / largest, weighted / largest
-    ends = value(bids, bounds.low), value(bids, bounds.high)
-    peak = value(bids, clip(-0.5 * bids.linear / bids.quadratic, bounds.low, bounds.high))
     apart = xp.arange(size) != agent
-    least, most = (row_sum(xp.where(apart, end, 0.0))[:, None] for end in (xp.minimum(*ends), peak))
+    least, most = (row_sum(xp.where(apart, end, 0.0))[:, None] for end in value_range(bids, bounds))
     others = clip(safe_divide(weighted, weight), least, most)
     fields = (xp.broadcast_to(quantity, weight.shape), weight, others, weighted)
     return Residual(*(xp.reshape(field, (*batch, field.shape[-1])) for field in fields))
@@ -806,6 +810,8 @@ def _fit_fourier(bounds: Bounds, bids: Bids, beta: np.ndarray, tolerance: float,
     def build(frequencies: int, nodes: int | None = None, stretch: float = 1.0) -> Fourier:
         highest = 2.0 * np.pi / (stretch * period) * frequencies
         ample = _ample_nodes(bounds, bids, beta, highest) if nodes is None else nodes
+        if ample > LARGEST_NODES:
+            raise InaccurateError(f"tolerance {tolerance!r} may need {ample} nodes an agent, most are {LARGEST_NODES}")
         return _fourier_nodes(bounds, stretch * period, frequencies, ample)
 
     errors: list[float] = []
@@ -817,7 +823,7 @@ def _fit_fourier(bounds: Bounds, bids: Bids, beta: np.ndarray, tolerance: float,
         if errors[-1] <= tolerance:
             break
         if _stuck(errors) or finer.cosine.size > LARGEST:
-            raise ValueError(
+            raise InaccurateError(
                 f"tolerance {tolerance!r} is not reached: {errors[-1]:.1e} with {frequencies} frequencies"
                 + (", shared_tilt loses digits in this market" if shared_tilt else "")
             )
@@ -831,10 +837,9 @@ def _fit_fourier(bounds: Bounds, bids: Bids, beta: np.ndarray, tolerance: float,
 
 def _scale(bounds: Bounds, bids: Bids) -> np.ndarray:
     """Largest range of a valuation ``(B,)``, payments are of its size; at least what W is rounded to [$]."""
-    peak = value(bids, clip(-0.5 * bids.linear / bids.quadratic, bounds.low, bounds.high))
-    ends = value(bids, bounds.low), value(bids, bounds.high)
-    largest = np.abs(np.stack([peak, *ends])).max(axis=0)
-    return (peak - np.minimum(*ends)).max(axis=-1) + 1e-6 * largest.sum(axis=-1)
+    least, most = value_range(bids, bounds)
+    largest = np.maximum(np.abs(least), np.abs(most))
+    return (most - least).max(axis=-1) + 1e-6 * largest.sum(axis=-1)
 
 
 def _build_pairs(bounds: Bounds, count: int) -> Pairs:
@@ -862,7 +867,7 @@ def _fit_pairs(bounds: Bounds, bids: Bids, beta: np.ndarray, tolerance: float) -
         if _stuck(errors) or finer.full.first.size > LARGEST:
             break
         quadrature, coarse = finer, fine
-    raise ValueError(f"tolerance {tolerance!r} is not reached: {errors[-1]:.1e} with {count} nodes a panel")
+    raise InaccurateError(f"tolerance {tolerance!r} is not reached: {errors[-1]:.1e} with {count} nodes a panel")
 
 
 def make_quadrature(
@@ -883,7 +888,8 @@ def make_quadrature(
         shared_tilt: as :func:`law` will be called.
 
     Raises:
-        ValueError: a market has no inside, or the tolerance is not reached.
+        ValueError: a market has no inside.
+        InaccurateError: the tolerance is not reached.
     """
     bounds = Bounds(*(np.asarray(field, dtype=float) for field in bounds))
     size = bounds.low.size

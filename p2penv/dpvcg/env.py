@@ -171,6 +171,12 @@ class DPVCG:
         self.horizon = validation.count("horizon", horizon)
         kind = validation.choice("mechanism", mechanism, mechanisms.PAYMENTS)
         self.payments = mechanisms.check_payments(kind, payments)
+        # Options of another mechanism are ignored, but not misspelt ones.
+        validation.choice("support", support, ("continuous", "finite"))
+        validation.choice("calibration", calibration, ("declared", "paper"))
+        mechanisms.check_seed("range_seed", range_seed)
+        validation.count("range_size", range_size)
+        validation.count("laplace_samples", laplace_samples)
         self.report = validation.choice("report", report, PARAMETERS)
         self.types = validation.choice("types", types, ("uniform", "fixed"))
         self.reward = validation.choice("reward", reward, ("expected", "realised"))

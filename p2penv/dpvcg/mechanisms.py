@@ -24,8 +24,8 @@ from p2penv.dpvcg.typespace import LEAST_CURVATURE, TypeSpace, reported_bids
 Floats = NDArray[np.float64]
 Support = Literal["continuous", "finite"]
 Calibration = Literal["declared", "paper"]
-# Relative error of expectations over the polytope.
-TOLERANCE = 1e-9
+# Relative error of expectations over the polytope; the second where β is so large that rounding forbids the first.
+TOLERANCES = (1e-9, 1e-7)
 # How far the allocations printed in Table III are off balance [kWh].
 PRINTED = 0.05
 PAYMENTS: Mapping[str, tuple[Payments, ...]] = {
@@ -47,7 +47,8 @@ class Mechanism(Protocol):
     epsilon: float
     """ε that one published draw really costs each agent; infinite where nothing is hidden."""
     releases: Mapping[str, float]
-    """What may be published, and the ε it costs. Payments never are: they follow from raw reports."""
+    """What may be published, and the ε it costs. Payments never are: but for Laplace noise they follow from raw
+    reports."""
 
     def accept(self, reports: Any) -> Bids:
         """Bids ``(..., n)`` of reports, or an error that names the agent."""
@@ -93,7 +94,7 @@ class VCGMechanism:
     def __init__(self, scenario: Scenario, *, space: TypeSpace | None = None) -> None:
         scenario.check_submarkets()
         self.scenario = scenario
-        self.space = space or TypeSpace.group(scenario)
+        self.space = declared_space(scenario, space)
 
     def accept(self, reports: Any) -> Bids:
         """Bids of reports, whatever they are as long as they are concave."""
@@ -152,7 +153,8 @@ class ExponentialMechanism:
             reports, so the privacy loss is infinite: **not private**.
 
     Raises:
-        ValueError: ε ≤ 0, unknown option, an infeasible sub-market, a type space without width.
+        ValueError: ε ≤ 0 or too large for the quadrature, unknown option, an infeasible sub-market, a type space
+            without width or of another scenario.
     """
 
     kind = "exponential"
@@ -177,7 +179,7 @@ class ExponentialMechanism:
         self.nominal_epsilon = check_epsilon(epsilon)
         self.support: Support = validation.choice("support", support, ("continuous", "finite"))
         self.calibration: Calibration = validation.choice("calibration", calibration, ("declared", "paper"))
-        self.space = space or TypeSpace.group(scenario)
+        self.space = declared_space(scenario, space)
         self.paper_compat = paper_compat
         if support == "continuous" and (points is not None or paper_compat):
             raise ValueError("points and paper_compat belong to support='finite'; support is 'continuous'")
@@ -197,8 +199,9 @@ class ExponentialMechanism:
             if isinstance(points, finite.Range):
                 self.table = finite.check_range(points, scenario.bounds, balance_tolerance=balance_tolerance)
             else:
+                size, seed = validation.count("range_size", range_size), check_seed("seed", seed)
                 self.table = finite.draw_range(
-                    scenario.bounds, range_size, seed, sampler, points, balance_tolerance=balance_tolerance
+                    scenario.bounds, size, seed, sampler, points, balance_tolerance=balance_tolerance
                 )
 
     def accept(self, reports: Any) -> Bids:
@@ -296,7 +299,7 @@ class LaplaceMechanism:
     """Input perturbation (Section VI-F): noise on what is reported, then VCG on the noisy reports.
 
     Each of the k parameters of a report gets Laplace noise of scale k·range/ε, range being the width of the type space;
-    valuations are held concave. Everything that follows from the noisy reports alone is ε-differentially private.
+    valuations are held concave. Whatever follows from the noisy reports alone, all of it together, costs ε once.
     Expectations are averages over fixed draws, the same for all reports: an estimate, see :meth:`standard_error`.
 
     Args:
@@ -318,9 +321,11 @@ class LaplaceMechanism:
         scenario.check_submarkets()
         self.scenario = scenario
         self.epsilon = self.nominal_epsilon = check_epsilon(epsilon)
-        self.space = space or TypeSpace.group(scenario)
+        self.space = declared_space(scenario, space)
         count = validation.count("samples", samples)
-        self.draws = np.random.default_rng(seed).laplace(size=(count, scenario.size, self.space.statistics))
+        self.draws = np.random.default_rng(check_seed("seed", seed)).laplace(
+            size=(count, scenario.size, self.space.statistics)
+        )
         """(S, n, k) fixed unit draws"""
         self.scale = noise_scale(self.space, self.epsilon)
         """(n, k) of the noise"""
@@ -408,7 +413,40 @@ def _quadrature_of(fields: tuple[bytes, ...], size: int, beta: float) -> continu
     """Fitting takes longer than an episode, and the same market is often made again."""
     low, high, *bids = (np.frombuffer(field) for field in fields)
     reports = Bids(*(field.reshape(-1, size) for field in bids))
-    return freeze(continuous.make_quadrature(Bounds(low, high), reports, beta, TOLERANCE))
+    failure = None
+    for tolerance in TOLERANCES:
+        try:
+            return freeze(continuous.make_quadrature(Bounds(low, high), reports, beta, tolerance))
+        except continuous.InaccurateError as error:
+            failure = error
+    raise ValueError(
+        f"epsilon is too large for support='continuous' on this type space: β = {beta:g} per $ ({failure}); "
+        "take a smaller epsilon, support='finite' or mechanism='vcg'"
+    )
+
+
+def declared_space(scenario: Scenario, space: TypeSpace | None) -> TypeSpace:
+    """The type space of a mechanism, :meth:`TypeSpace.group` if not given.
+
+    Raises:
+        ValueError: the space was made for other limits or valuations; what it says of sensitivities is then wrong.
+    """
+    if space is None:
+        return TypeSpace.group(scenario)
+    own, given = ((*of.bids, *of.bounds) for of in (scenario, space.scenario))
+    if not all(np.array_equal(one, other) for one, other in zip(own, given, strict=True)):
+        raise ValueError(
+            f"space must be made for this scenario ({scenario.name}), got one of a scenario with other valuations or "
+            f"limits ({space.scenario.name}); build TypeSpace(scenario, kind, low, high)"
+        )
+    return space
+
+
+def check_seed(name: str, seed: int) -> int:
+    """A seed as a whole number >= 0."""
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
+        raise ValueError(f"{name} must be a whole number >= 0, got {seed!r}")
+    return int(seed)
 
 
 def check_epsilon(epsilon: float) -> float:

@@ -83,6 +83,13 @@ def value(bids: Bids, quantity: Array) -> Array:
     return (bids.quadratic * quantity + bids.linear) * quantity + bids.constant
 
 
+def value_range(bids: Bids, bounds: Bounds) -> tuple[Array, Array]:
+    """Least and largest value ``(..., n)`` of quantities within the limits [$]."""
+    ends = value(bids, bounds.low), value(bids, bounds.high)
+    peak = clip(-0.5 * bids.linear / bids.quadratic, bounds.low, bounds.high)
+    return namespace(ends[0]).minimum(*ends), value(bids, peak)
+
+
 def response(bids: Bids, bounds: Bounds, price: Array) -> Array:
     """Quantities ``(..., n)`` that agents want at prices ``(..., n)`` or ``(..., 1)`` [kWh]."""
     return clip(0.5 * (price - bids.linear) / bids.quadratic, bounds.low, bounds.high)
@@ -205,10 +212,8 @@ def entropy_payments(law: Law) -> Array:
 
 def scale_sensitivity(bids: Bids, bounds: Bounds, width: Array | float) -> Array:
     """ω_i ``(n,)``: oscillation of the difference of any two scalings of v_i that differ by up to ``width`` [$]."""
-    ends = value(bids, bounds.low), value(bids, bounds.high)
-    xp = namespace(ends[0])
-    peak = value(bids, clip(-0.5 * bids.linear / bids.quadratic, bounds.low, bounds.high))
-    return width * (peak - xp.minimum(*ends))
+    least, most = value_range(bids, bounds)
+    return width * (most - least)
 
 
 def coefficient_sensitivity(quadratic: Array, linear: Array, bounds: Bounds) -> Array:

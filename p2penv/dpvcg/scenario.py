@@ -180,7 +180,7 @@ class Scenario:
         return dataclasses.replace(self, **fields)
 
     @classmethod
-    def random(cls, consumers: int, producers: int, seed: int | None = None) -> Scenario:
+    def random(cls, n_consumers: int, n_producers: int, seed: int | None = None) -> Scenario:
         """A random community that clears with all agents and without any one of them.
 
         Coefficients and limits are spread about those of the paper's case; minimum demands and the number of producers
@@ -189,9 +189,10 @@ class Scenario:
         Raises:
             ValueError: fewer than two of a kind: the market without one would have no counterpart.
         """
-        for name, count in (("consumers", consumers), ("producers", producers)):
+        for name, count in (("n_consumers", n_consumers), ("n_producers", n_producers)):
             if validation.count(name, count) < 2:
                 raise ValueError(f"{name} must be at least 2, got {count!r}")
+        consumers, producers = n_consumers, n_producers
         rng = np.random.default_rng(seed)
         least = rng.uniform(0.0, 10.0, consumers)
         most = least + rng.uniform(5.0, 15.0, consumers)

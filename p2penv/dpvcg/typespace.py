@@ -100,7 +100,7 @@ class TypeSpace:
         return rules.coefficient_sensitivity(width[:, 0], width[:, 1], self.scenario.bounds)
 
     def parameters(self, bids: Bids) -> Floats:
-        """(..., n, k) of bids; for scalings, by their linear coefficients where these are not 0."""
+        """(..., n, k) of bids; for scalings by their quadratic coefficients, which are never 0."""
         if self.kind == "coefficients":
             return np.stack([bids.quadratic, bids.linear], axis=-1)
         return np.asarray(bids.quadratic / self.scenario.bids.quadratic)[..., None]
@@ -125,10 +125,6 @@ class TypeSpace:
         if odd.any():
             agent = int(np.argwhere(odd)[0][-1])
             raise ValueError(f"report of {self.scenario.agents[agent]} must be a scaling of its declared valuation")
-
-    def project(self, parameters: Floats) -> Floats:
-        """The nearest parameters ``(..., n, k)`` inside the box."""
-        return np.clip(parameters, self.low, self.high)
 
     def _check(self, what: str, parameters: Floats) -> None:
         slack = 1e-9 * np.maximum(np.abs(self.low), np.abs(self.high))

@@ -18,7 +18,7 @@ from p2penv.core.params import cast, freeze
 from p2penv.core.roots import piecewise_root
 from p2penv.pem import settlement
 from p2penv.pem.policies import StackelbergPolicy, TruthfulPolicy
-from p2penv.pem.rules import GENERAL, Prices
+from p2penv.pem.rules import GENERAL, Prices, extreme_price
 from p2penv.pem.scenario import Scenario, load_scenario
 from p2penv.pem.settlement import Homes, Reports, Settlement, Terms
 
@@ -28,8 +28,12 @@ if TYPE_CHECKING:
 # What else the constructor takes.
 FIELDS = {field.name for field in dataclasses.fields(Scenario)} | {"homes", "windows", "seed", "day"}
 ACTIONS = ("battery", "load", "preference", "capacity", "demand")
+# Exploitability is certified to this [cents/h].
+GAIN_TOLERANCE = 1e-2
 # The logarithm of a home's utility stays this far from its end [kW].
 MARGIN = 0.1
+# Largest cap: single precision holds squares of what is reported.
+CAP = 10.0
 
 
 class Params(NamedTuple):
@@ -56,6 +60,7 @@ class State(NamedTuple):
     charge: Array  # (E, n) in the batteries [kWh]
     role: Array  # (E, n) last: 1 sold, −1 bought, 0 stayed off the market
     fill: Array  # (E, n) part of what the home last offered or asked for that the market took or gave
+    scheduled: Array  # (E,) φ, part of reported demand that was last scheduled
     price: Array  # (E,) last [cents/kWh]
     case: Array  # (E,) last: NO_MARKET, GENERAL or EXTREME
     forecast: Array  # (E, n, 2) errors of the forecasts of generation and load, standard normal
@@ -97,8 +102,9 @@ class PEM:
     ## Observations
     ``Box(-1, 1)``: own battery and flexibility, prices; then own generation, base load, charge and preference in the
     window to come, own role and fill in the last one, time of day as sine and cosine, last price and case, with
-    ``forecast`` windows ahead noisy forecasts of generation and load. ``buyers_0`` sees shares of sellers and buyers in
-    the last window instead. Never another home's data or totals.
+    ``forecast`` windows ahead noisy forecasts of generation and load. ``buyers_0`` sees prices, time, the part of
+    reported demand that was scheduled in the last window, and shares of sellers and buyers in it. Never another home's
+    data or totals; profiles and batteries are relative to the community's largest, which is public.
 
     ## Rewards
     Homes: k·log(1 + l + eb) less what is paid, times the window's hours [cents]; the same for both roles. In the last
@@ -123,10 +129,10 @@ class PEM:
         pricing: ``"exact"``, ``"exact_bound"`` (delivery bound to the reported schedule) or ``"paper"``.
         response: ``"best"``, sellers' loads answer the price, or ``"agent"``, loads stay what the action says.
         leader: ``"rule"``, or ``"agent"`` for ``buyers_0``.
-        preference_cap: of the logarithm of the reported multiple, ≥ 0; 0 switches that misreport off.
+        preference_cap: of the logarithm of the reported multiple, in [0, 10]; 0 switches that misreport off.
         capacity_cap: the same for S.
         demand_cap: the same for demand.
-        forecast: windows ahead, ≥ 0; 0 for no forecasts.
+        forecast: windows ahead, at most all; 0 for no forecasts.
         forecast_error: relative standard deviation of forecasts, ≥ 0.
         clearing: ``"plain"``.
         infos: ``"full"`` or ``"none"``.
@@ -182,7 +188,7 @@ class PEM:
         self.response = validation.choice("response", response, ("agent", "best"))
         self.led = validation.choice("leader", leader, ("rule", "agent")) == "agent"
         self.caps = tuple(
-            validation.number(name, cap, 0.0)
+            validation.number(name, cap, 0.0, CAP)
             for name, cap in (
                 ("preference_cap", preference_cap),
                 ("capacity_cap", capacity_cap),
@@ -190,6 +196,8 @@ class PEM:
             )
         )
         self.forecast = int(validation.number("forecast", forecast, 0, self.horizon))
+        if self.forecast != forecast:
+            raise ValueError(f"forecast must be a whole number of windows, got {forecast!r}")
         self.forecast_error = validation.number("forecast_error", forecast_error, 0.0)
         self.clearing = validation.choice("clearing", clearing, ("plain",))
         self.infos = validation.choice("infos", infos, ("full", "none"))
@@ -229,7 +237,7 @@ class PEM:
         s, size = self.scenario, self.scenario.size
         self._generation = 1.0 / max(float(s.generation.max()), 1e-9)
         self._load = 1.0 / max(float(s.load.max()), 1e-9)
-        self._preference = 1.0 / float(s.preference.max())
+        self._preference = 1.0 / max(float(s.preference.max()), 1e-9)
         own = {
             "battery_capacity": s.battery_capacity,
             "battery_power": s.battery_power,
@@ -242,7 +250,9 @@ class PEM:
         columns = [safe_divide(values, values.max() + 0.0 * values) for values in own.values()]
         columns += [np.full(size, value) for value in public.values()]
         context = np.stack(columns, axis=1)
-        self.context: Array = np.concatenate([context, 0.0 * context[:1]]) if self.led else context
+        # The leader has no home of its own; prices it shares.
+        leader = context[:1] * (np.arange(len(columns)) >= len(own))
+        self.context: Array = np.concatenate([context, leader]) if self.led else context
         changing: tuple[str, ...] = (
             "generation",
             "base_load",
@@ -271,12 +281,12 @@ class PEM:
     def initial(self, params: Params, noise: Noise, num_envs: int) -> State:
         """State of ``num_envs`` fresh days: batteries at their initial charge, nothing traded."""
         xp = namespace(params.power)
-        none = xp.zeros((num_envs, params.power.shape[0]), dtype=params.power.dtype)
+        none = xp.zeros((num_envs, params.power.shape[-1]), dtype=params.power.dtype)
         market = none[:, 0]
         time = xp.astype(market, xp.int32)
         forecast = noise["forecast"] if self.forecast else xp.stack([none, none], axis=-1)
         charge = none + params.initial_charge * params.capacity
-        return State(charge, none, none, market + params.prices.retail, time, forecast, time)
+        return State(charge, none, none, market, market + params.prices.retail, time, forecast, time)
 
     def _row(self, profile: Array, time: Array) -> Array:
         """Row of a profile ``(T + 1, n)`` at times ``(E,)``, the last one from the end on."""
@@ -286,14 +296,17 @@ class PEM:
     def decode(self, params: Params, state: State, actions: Array) -> tuple[Homes, Reports, Array]:
         """Homes, reports and charging power b ``(E, n)`` of actions ``(E, N, 5)``."""
         xp = namespace(actions, params.power)
-        actions = actions[:, : params.power.shape[0], :]
+        actions = actions[:, : params.power.shape[-1], :]
         generation, base, preference = (
             self._row(profile, state.time) for profile in (params.generation, params.load, params.preference)
         )
         least = (1.0 - params.flexibility) * base
         room = (params.capacity - state.charge) / (params.charge_efficiency * params.hours)
         stored = state.charge * params.discharge_efficiency / params.hours
-        deepest = xp.minimum(stored, (least + 1.0 - MARGIN) / params.loss)
+        reach = least + 1.0 - MARGIN
+        beyond = stored * params.loss > reach
+        # The smallest loss may be zero in single precision.
+        deepest = xp.where(beyond, reach / xp.where(beyond, params.loss, 1.0), stored)
         charging = clip(actions[..., 0] * params.power, -deepest, room)
         load = base * (1.0 + params.flexibility * actions[..., 1])
         homes = Homes(
@@ -312,9 +325,12 @@ class PEM:
         xp, prices = namespace(homes.nominal), params.prices
         terms = settlement.price(homes, reports, prices, self.pricing)
         if offer is not None:
-            general = terms.case == GENERAL
+            general, demand = terms.case == GENERAL, row_sum(settlement.wanted(homes, reports))
+            # Where supply exceeds demand at the offer sellers get less on average, as in an extreme market.
+            offers = settlement.offered(homes, reports, self.pricing)
+            answered = extreme_price(offers, demand, prices._replace(low=offer))
             terms = terms._replace(
-                price=xp.where(general, offer, terms.price), answered=xp.where(general, offer, terms.answered)
+                price=xp.where(general, offer, terms.price), answered=xp.where(general, answered, terms.answered)
             )
         net = homes.nominal
         if self.response == "best":
@@ -346,13 +362,18 @@ class PEM:
             xp.where(role < 0.0, part(settled.bought, reports.demand), 0.0 * role),
         )
         forecast = noise["forecast"] if self.forecast else state.forecast
-        after = State(charge, role, fill, window.terms.price, window.terms.case, forecast, time)
+        case = xp.astype(window.terms.case, xp.int32)
+        after = State(charge, role, fill, settled.fill, window.terms.price, case, forecast, time)
         if self.led:
-            bill = params.hours * row_sum(xp.where(role < 0.0, settled.payment, 0.0 * role))
-            reward = xp.concat([reward, -bill[:, None]], axis=-1)
+            reward = xp.concat([reward, -_bill(params, homes, settled.payment)], axis=-1)
         info = self._info(params, window, charge, role) if self.infos == "full" else {}
         never = time < 0
         return Step(after, reward, ended if self.horizon == 1 else never, never if self.horizon == 1 else ended, info)
+
+    def worth(self, params: Params, state: State) -> Array:
+        """What a state is worth to each agent ``(E, N)`` should the day end in it: the charge left [cents]."""
+        value = params.charge_value * state.charge
+        return namespace(value).concat([value, 0.0 * value[:, :1]], axis=-1) if self.led else value
 
     def _charged(self, params: Params, charge: Array, charging: Array) -> Array:
         """Charge after a window of charging at b; b is projected already, so limits only take off rounding."""
@@ -432,7 +453,8 @@ class PEM:
         # The leader's row: what is public, and shares of roles instead of private data.
         zero = none[:, :1]
         size = len(home)
-        rows = [*[zero] * size, *(value[:, None] + zero for value in market), *[zero] * len(ahead)]
+        public = (state.scheduled, *market)
+        rows = [*[zero] * (size - 1), *(value[:, None] + zero for value in public), *[zero] * len(ahead)]
         joint = [xp.concat([own, lead], axis=-1) for own, lead in zip(columns, rows, strict=True)]
         for sign in (1.0, -1.0):
             share = xp.mean(xp.where(sign * state.role > 0.0, none + 1.0, none), axis=-1)[:, None]
@@ -457,42 +479,49 @@ class PEM:
     def assess(self, params: Params, state: State, actions: Array) -> dict[str, Array]:
         """Exact measures of a joint action in its window [cents]; costs are negative rewards, batteries as played.
 
-        Exploitability is what the best misreport of a home gains within the caps, certified. Truthful play changes the
-        reports alone; the equilibrium is the exact price with best responses; the planner sets all loads within their
-        flexibility. The leader's columns are what buyers pay.
+        Exploitability is what the best misreport of a home gains within the caps, certified to 0.01 cents an hour; with
+        several caps above zero that takes seconds a window, and with ``leader="agent"`` it is that of the rule's price.
+        Truthful play changes the reports alone; the equilibrium is the exact price with best responses; the planner
+        sets all loads within their flexibility. The leader's columns are what buyers pay.
         """
         from p2penv.pem.equilibrium import exploitability_of
 
         homes, reports, charging = self.decode(params, state, actions)
         offer, truth = self._offer(params, actions), settlement.truthful(homes)
         played = self.play(params, homes, reports, charging, offer)
+        honest = self.play(params, homes, truth, charging, offer)
+        # Net power and payments.
         outcomes = {
-            "": played.reward,
-            "_truthful": self.play(params, homes, truth, charging, offer).reward,
+            "": (played.net, played.settled.payment),
+            "_truthful": (honest.net, honest.settled.payment),
             "_equilibrium": self._equilibrium(params, homes, truth),
             "_coordinated": self._planned(params, state, homes, charging),
         }
-        social = {f"social_cost{name}": -row_sum(reward) for name, reward in outcomes.items()}
-        gain = exploitability_of(homes, reports, params.prices, self.pricing, self.response, self.caps) * params.hours
-        costs = {f"cost{name}": -reward for name, reward in outcomes.items()}
+        costs, social = {}, {}
+        for name, (net, payment) in outcomes.items():
+            cost = -params.hours * settlement.rewards(homes, net, payment)
+            social[f"social_cost{name}"] = row_sum(cost)
+            bill = [_bill(params, homes, payment)] if self.led else []
+            costs[f"cost{name}"] = namespace(cost).concat([cost, *bill], axis=-1)
+        gain = params.hours * exploitability_of(
+            homes, reports, params.prices, self.pricing, self.response, self.caps, GAIN_TOLERANCE
+        )
         if self.led:
-            xp = namespace(gain)
-            costs = {name: xp.concat([cost, 0.0 * cost[:, :1]], axis=-1) for name, cost in costs.items()}
-            gain = xp.concat([gain, 0.0 * gain[:, :1]], axis=-1)
+            gain = namespace(gain).concat([gain, 0.0 * gain[:, :1]], axis=-1)
         return costs | social | {"exploitability": gain, "nearest": np.zeros(len(state.charge), bool)}
 
-    def _equilibrium(self, params: Params, homes: Homes, truth: Reports) -> Array:
+    def _equilibrium(self, params: Params, homes: Homes, truth: Reports) -> tuple[Array, Array]:
         prices = params.prices
         terms = settlement.price(homes, truth, prices, "exact")
         net = settlement.best_net(homes, truth, terms, prices, "exact")
-        settled = settlement.settle(homes, truth, terms, net, prices, "exact")
-        return params.hours * settlement.rewards(homes, net, settled.payment)
+        return net, settlement.settle(homes, truth, terms, net, prices, "exact").payment
 
-    def _planned(self, params: Params, state: State, homes: Homes, charging: Array) -> Array:
-        """Rewards ``(E, n)`` when a planner sets all loads and all trade at its price λ, between buyback and retail.
+    def _planned(self, params: Params, state: State, homes: Homes, charging: Array) -> tuple[Array, Array]:
+        """Net power and payments ``(E, n)`` when a planner sets all loads and all trade at its price λ.
 
-        Loads answer λ, so net power S − k/λ is linear in 1/λ within its limits: the λ at which it adds up to zero is a
-        root of a piecewise-linear function. Where there is none the grid makes up the difference at its own price.
+        λ is between buyback and retail. Loads answer it, so net power S − k/λ is linear in 1/λ within its limits: the λ
+        at which it adds up to zero is a root of a piecewise-linear function. Where there is none the grid makes up the
+        difference at its own price.
         """
         xp, prices = namespace(homes.nominal), params.prices
         base = self._row(params.load, state.time)
@@ -502,16 +531,24 @@ class PEM:
         highest = free - (1.0 - params.flexibility) * base
         k, capacity = homes.preference, homes.capacity
         points = xp.concat([(capacity - highest) / k, (capacity - lowest) / k], axis=-1)
-        root = piecewise_root(points, xp.concat([k, -k], axis=-1), -row_sum(highest), 0.0 * k[..., 0])
+        most = row_sum(highest)
+        root = piecewise_root(points, xp.concat([k, -k], axis=-1), -most, 0.0 * most)
+        root = xp.where(most < 0.0, 0.0 * root, root)  # bought from the grid, whatever the loads
         inverse = clip(root, 0.0 * root + 1.0 / prices.retail, 0.0 * root + 1.0 / prices.buyback)
         net = clip(capacity - k * inverse[..., None], lowest, highest)
-        return params.hours * settlement.rewards(homes, net, -net / inverse[..., None])
+        return net, -net / inverse[..., None]
 
     def render(self, state: State, info: Mapping[str, Array]) -> Figure:
         """Picture of environment 0; needs the ``render`` extra."""
         from p2penv.pem.render import draw
 
         return draw(self, state, info)
+
+
+def _bill(params: Params, homes: Homes, payment: Array) -> Array:
+    """What all buyers pay ``(E, 1)`` [cents]."""
+    none = 0.0 * payment
+    return params.hours * row_sum(namespace(payment).where(homes.nominal < 0.0, payment, none))[:, None]
 
 
 def part(amount: Array, of: Array) -> Array:

@@ -262,31 +262,39 @@ class Case(NamedTuple):
             meant = np.where(selling, rules.supply(true, answered[:, None]), homes.nominal) if best else homes.nominal
             net.append(np.broadcast_to(meant, (answered.size, homes.nominal.size)))
             schedule.append(settlement.schedules(homes, reports, branches.case, answered, net[-1], self.pricing))
-        demand = [settlement.wanted(homes, each) for each in ends]
-        fill = [settlement.part(schedule[e].sum(axis=-1), demand[1 - e].sum(axis=-1))[:, None] for e in (0, 1)]
-        share = [settlement.part(demand[e].sum(axis=-1), schedule[1 - e].sum(axis=-1))[:, None] for e in (0, 1)]
-        due = [share[e] * schedule[e] for e in (0, 1)]
+        demand: list[Floats] = [settlement.wanted(homes, each) for each in ends]
+        supply, want = ([each.sum(axis=-1)[:, None] for each in both] for both in (schedule, demand))
+        due, granted = _portions(schedule, want), _portions(demand, supply)
         if bound and best:
-            net = [np.where(selling, settlement.bound_supply(true, each, prices), homes.nominal) for each in due]
+            answers: list[Floats] = [settlement.bound_supply(true, each, prices) for each in due]
+            net = [np.where(selling, each, homes.nominal) for each in answers]
         taken = np.maximum(-homes.nominal, 0.0)
-        bought = [np.minimum(taken, fill[e] * demand[e]) for e in (0, 1)]
-        sold = [np.minimum(np.maximum(net[e], 0.0), due[e]) for e in (0, 1)]
+        bought = [np.minimum(taken, each) for each in granted]
+        sold = [np.minimum(np.maximum(each, 0.0), part) for each, part in zip(net, due, strict=True)]
+        supply, want = ([each.sum(axis=-1)[:, None] for each in both] for both in (sold, bought))
         low, high = branches.price
         if self.selling:
-            least, most, owed = net[0][:, agent], net[1][:, agent], due[1][:, agent]
-            scaled = settlement.part(bought[1].sum(axis=-1), sold[0].sum(axis=-1))
-            # Worth of supply within its ends, all that is due sold at the price: concave.
+            least, most, owed = net[0][:, agent], net[1][:, agent], _portions(sold, want)[1][:, agent]
+            # Worth of supply within its ends, as much as possible of it sold at the price: concave.
             k, capacity = homes.preference[agent], homes.capacity[agent]
-            earned = (high - prices.buyback) * scaled
-            kept = np.clip(owed, capacity - k / prices.buyback, capacity - k / (prices.buyback + earned))
-            kept = np.clip(kept, least, most)
+            kept = np.clip(np.clip(owed, capacity - k / prices.buyback, capacity - k / high), least, most)
             value = settlement.reward(k, capacity - kept - 1.0, -prices.buyback * kept)
             fee = (prices.retail - high) * np.maximum(due[0][:, agent] - most, 0.0)
-            return value + earned * np.minimum(kept, owed) - fee
-        scaled = settlement.part(sold[1].sum(axis=-1), bought[0].sum(axis=-1))
-        paid = prices.retail * taken[agent] - (prices.retail - low) * bought[1][:, agent] * scaled
+            return value + (high - prices.buyback) * np.minimum(kept, owed) - fee
+        paid = prices.retail * taken[agent] - (prices.retail - low) * _portions(bought, supply)[1][:, agent]
         value = settlement.rewards(homes, homes.nominal, 0.0 * homes.nominal)[agent]
         return value - paid
+
+
+def _portions(amounts: list[Floats], total: list[Floats]) -> list[Floats]:
+    """Lower and upper ends ``(R, n)`` of amounts, scaled down where they add up to more than a total ``(R, 1)``.
+
+    What a home gets rises with its own amount and the total, and falls with the others' amounts.
+    """
+    ends = []
+    for own, other, limit in ((amounts[0], amounts[1], total[0]), (amounts[1], amounts[0], total[1])):
+        ends.append(own * settlement.part(limit, other.sum(axis=-1)[:, None] - other + own))
+    return ends
 
 
 def as_prices(scenario: Any) -> Prices:

@@ -95,8 +95,8 @@ def _curves(axes: Axes, env: PEM, state: State, info: Mapping[str, Any]) -> Floa
 
 
 def _headline(env: PEM, state: State, info: Mapping[str, Any]) -> str:
-    hour = env.scenario.start + env.scenario.hours * float(state.time[0])
-    parts = [env.scenario.name, f"{int(hour) % 24:02d}:{round(hour % 1 * 60) % 60:02d}"]
+    hour, minute = divmod(round(60.0 * env.scenario.start + env.scenario.minutes * int(state.time[0])), 60)
+    parts = [env.scenario.name, f"{hour % 24:02d}:{minute:02d}"]
     if info and float(info["sellers"][0] + info["buyers"][0]) > 0:
         parts += [CASES.get(int(info["case"][0]), "general market"), f"price {float(info['price'][0]):.2f}"]
         parts.append(f"{int(info['sellers'][0])} sellers, {int(info['buyers'][0])} buyers")

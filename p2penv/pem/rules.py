@@ -110,8 +110,8 @@ def _case(table: Curve, demand: Array, prices: Prices) -> tuple[Array, Array]:
     """Supply at the lowest price, and the case it makes, ``(...)`` each."""
     xp = namespace(demand, table.points)
     at_low = supply_at(table, 0.0 * demand + prices.low)
-    general = xp.where(supply_at(table, 0.0 * demand + prices.high) > 0.0, GENERAL, NO_MARKET)
-    return at_low, xp.where(at_low >= demand, EXTREME, general)
+    covered = xp.where(at_low >= demand, EXTREME, GENERAL)
+    return at_low, xp.where(supply_at(table, 0.0 * demand + prices.high) > 0.0, covered, NO_MARKET)
 
 
 def exact_price(offers: Offers, demand: Array, prices: Prices) -> Market:
@@ -136,7 +136,10 @@ def exact_price(offers: Offers, demand: Array, prices: Prices) -> Market:
     ends = xp.concat([low[..., None], inner, ceiling[..., None]], axis=-1)
     # Pieces without supply keep rounding of sums that cancel.
     live = (table.level > 0.0) & (table.scale >= 0.0)
-    root = xp.sqrt(retail[..., None] * safe_divide(xp.where(live, table.scale, 0.0), xp.where(live, table.level, 1.0)))
+    # The root of zero has no derivative.
+    rising = live & (table.scale > 0.0)
+    ratio = xp.where(rising, table.scale, 1.0) / xp.where(rising, table.level, 1.0)
+    root = xp.where(rising, xp.sqrt(retail[..., None] * ratio), 0.0)
     price = clip(root, ends[..., :-1], ends[..., 1:])
     # Pieces out of range are squeezed to one of its ends, where their formula says nothing.
     valid = live & (ends[..., :-1] < ends[..., 1:])
@@ -161,7 +164,7 @@ def extreme_price(offers: Offers, demand: Array, prices: Prices) -> Array:
     pb, low = (0.0 * demand + price for price in (prices.buyback, prices.low))
     target = ((low - pb) * demand)[..., None]
     finite = xp.where(table.points < xp.inf, table.points, 0.0)
-    reached = xp.where(table.points < xp.inf, (finite - pb[..., None]) * table.supply, xp.inf)
+    reached = xp.where(table.points < xp.inf, (finite - pb[..., None]) * xp.maximum(table.supply, 0.0), xp.inf)
     piece = xp.sum(xp.astype(reached < target, xp.int32), axis=-1)[..., None]
     level, scale = gather(table.level, piece), gather(table.scale, piece)
     middle = level * pb[..., None] + scale + target

@@ -1,0 +1,83 @@
+"""Learning in the private energy market: what learners are paid, and that they beat the rules."""
+
+import json
+
+import numpy as np
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+import baselines
+import p2penv
+from p2penv.pem import Scenario
+from training.cli import app
+from training.evaluate import returns
+from training.runs import TrainConfig, suited
+from training.sb3 import EpisodeVecEnv, make_env
+from training.train import train
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("leader", ["rule", "agent"])
+def test_learners_are_paid_the_episode_s_reward_less_a_constant(leader):
+    """Whatever is played: summed over an episode, and up to each agent's scale."""
+    env = p2penv.make_functional("pem_v0", scenario=Scenario.random(4, 12, 2), infos="none", leader=leader)
+    agents = 4 + (leader == "agent")
+    vector = EpisodeVecEnv(env, 3, 0.9)
+    plain = p2penv.make_vector("pem_v0", num_envs=3, scenario=env.scenario, leader=leader)
+    rng = np.random.default_rng(0)
+    truthful = returns(env, env.policy("truthful"))[0]
+    for _ in range(2):  # the second episode starts by itself
+        paid, total = np.zeros((3, agents)), np.zeros((3, agents))
+        if vector._worth.size == 0:
+            vector.reset()
+        plain.reset(seed=0)
+        for step in range(12):
+            actions = rng.uniform(-1.0, 1.0, (3 * agents, 5)).astype(np.float32)
+            _, rewards, ended, infos = vector.step(actions)
+            paid += rewards.reshape(3, agents)
+            total += plain.step(actions.reshape(3, agents, 5))[1]
+            assert ended.all() == (step == 11)
+        assert not any("TimeLimit.truncated" in info for info in infos)
+        ratio = paid / (total - truthful)
+        np.testing.assert_allclose(ratio, np.broadcast_to(vector._share, ratio.shape), rtol=1e-3)
+
+
+def test_markets_without_worth_are_paid_as_ever():
+    env = p2penv.make_functional("communication_v0")
+    assert type(make_env(env, TrainConfig())).__name__ == "MarketVecEnv"
+
+
+def test_returns_of_deterministic_play_are_the_same_in_every_episode():
+    env = p2penv.make_functional("pem_v0", scenario=Scenario.random(4, 12, 2))
+    found = returns(env, baselines.make(env, "battery"), 3, seed=7)
+    assert found.shape == (3, 4)
+    np.testing.assert_allclose(found, found[:1].repeat(3, axis=0))
+    drawn = returns(env, baselines.make(env, "random"), 3, seed=7)
+    assert np.ptp(drawn, axis=0).min() > 0.0
+
+
+def test_ppo_beats_truth_and_batteries_by_rule():
+    """20 homes over 720 windows, in a quarter of the steps that are the default."""
+    options = {"homes": 20}
+    run = train(suited("pem_v0", options=options, steps=500_000, contexts=4), console=Console(quiet=True))
+    found = json.loads((run / "metrics.json").read_text())
+    env = p2penv.make_functional("pem_v0", **options)
+    rules = [returns(env, baselines.make(env, name)).mean() for name in ("truthful", "battery", "battery_best_loads")]
+    assert found["episode_reward_truthful"] == pytest.approx(rules[0])
+    assert found["episode_reward_learned"] > max(rules)
+    assert (run / "report.html").is_file()
+    assert (run / "learned.png").is_file()
+
+
+def test_cli_trains_with_misreports_on(folder):
+    small = ["-o", "homes=3", "-o", "windows=4", "-o", "demand_cap=0.5", "--contexts", "2", "--steps", "600"]
+    result = CliRunner().invoke(app, ["train", "pem", "--name", "lies", *small])
+    assert result.exit_code == 0, result.output
+    stored = json.loads((folder / "runs/lies/config.json").read_text())["training"]
+    assert (stored["num_envs"], stored["learning_rate"], stored["steps"], stored["contexts"]) == (4, 1e-3, 600, 2)
