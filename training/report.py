@@ -68,6 +68,9 @@ def write(folder: Path) -> Path:
         ),
         (f"{metrics['train_seconds']:.1f} s", f"training, {metrics['agent_steps']:,} agent-steps"),
     ]
+    if "episode_reward_learned" in metrics:
+        learned, truthful = metrics["episode_reward_learned"], metrics["episode_reward_truthful"]
+        tiles.insert(0, (f"{learned:.2f}", f"reward of an episode, mean of agents (truthful {truthful:.2f})"))
     page = PAGE.substitute(
         title=escape(f"{metrics['market']} · {metrics['scenario']}: learned against equilibrium"),
         lead=escape(
@@ -118,7 +121,7 @@ def _draw_curve(axes: NDArray[Any], curve: list[dict[str, float]], metrics: dict
     steps = np.array([row["agent_steps"] for row in curve]) / 1e6
     if "episode_gain" in curve[0]:
         left.plot(steps, [row["episode_gain"] for row in curve], color=LEARNED, lw=2, label="learned")
-        left.set_ylabel("reward of an episode over truth's, mean of agents")
+        left.set_ylabel("episode reward over truth's, mean")
     else:
         _draw_social(left, steps, curve, metrics)
     left.axhline(0.0, color=TRUTH, lw=1, label="truthful")
@@ -146,14 +149,18 @@ def _draw_bars(axes: Axes, metrics: dict[str, Any]) -> None:
     names = [row["agent"] for row in rows]
     roles = {name.rsplit("_", 1)[0] for name in names}
     place = np.arange(len(rows))
-    exact = [row["cost_truthful"] - row["cost_equilibrium"] for row in rows]
-    axes.bar(place - 0.2, exact, 0.4, color=EXACT, label="equilibrium")
-    axes.bar(place + 0.2, [row["utility_gap"] for row in rows], 0.4, color=LEARNED, label="learned")
+    episodes = "episode_gain" in rows[0]
+    if episodes:
+        axes.bar(place, [row["episode_gain"] for row in rows], 0.6, color=LEARNED, label="learned")
+    else:
+        exact = [row["cost_truthful"] - row["cost_equilibrium"] for row in rows]
+        axes.bar(place - 0.2, exact, 0.4, color=EXACT, label="equilibrium")
+        axes.bar(place + 0.2, [row["utility_gap"] for row in rows], 0.4, color=LEARNED, label="learned")
     axes.axhline(0.0, color="black", lw=0.8)
     if len(rows) <= 60:
         axes.set_xticks(place, [name if len(roles) > 1 else name.rsplit("_", 1)[1] for name in names])
     axes.set_xlabel("agent" if len(roles) > 1 else roles.pop())
-    axes.set_ylabel("cost saved [$]")
+    axes.set_ylabel("episode reward over truth's" if episodes else "cost saved [$]")
     axes.grid(axis="y", alpha=0.25)
     axes.legend(frameon=False)
 

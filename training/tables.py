@@ -55,9 +55,15 @@ def print_training(metrics: dict[str, Any], console: Console) -> None:
     share = metrics["nashconv_ratio"]
     # Where truth is an equilibrium there is nothing to compare with.
     compared = "" if share is None else f" ({share:.3%} of truthful)"
+    episode = [
+        (f"reward of an episode, {name}", f"{metrics[f'episode_reward_{name}']:.4f}")
+        for name in ("truthful", "learned")
+        if f"episode_reward_{name}" in metrics
+    ]
     console.print(
         _pairs(
             [
+                *episode,
                 ("social cost, truthful", f"{metrics['social_cost_truthful']:.4f}"),
                 ("social cost, equilibrium", f"{metrics['social_cost_equilibrium']:.4f}"),
                 ("social cost, learned", f"{metrics['social_cost_learned']:.4f}"),

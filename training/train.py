@@ -243,10 +243,13 @@ def finish(run: Run, console: Console) -> Path:
         "agents": learned.rows(),
     }
     if run.truthful is not None:
+        total = returns(run.env, run.policy, EPISODES)
         metrics["episode_reward_truthful"] = float(run.truthful.mean())
-        metrics["episode_reward_learned"] = float(run.truthful.mean()) + run.curve[-1][EPISODE]
+        metrics["episode_reward_learned"] = float(total.mean())
+        for row, gain in zip(metrics["agents"], (total - run.truthful).mean(axis=0), strict=True):
+            row[EPISODE] = float(gain)
     write_json(folder / "metrics.json", metrics)
-    write_csv(folder / "metrics.csv", learned.rows(), list(learned.rows()[0]))
+    write_csv(folder / "metrics.csv", metrics["agents"], list(metrics["agents"][0]))
     final = {"nashconv": learned.nashconv, "social_gap": learned.social_gap}
     method = f"{config.algorithm}-{config.learners}"
     nested = marl_eval(config.market, run.env.scenario.name, method, config.seed, run.curve, final)
