@@ -2,3 +2,7 @@
 
 Source: Xie, Wang, Hong, Thai, "Privacy preserving distributed energy trading" (PEM), Protocols 1 to 4.
 """
+
+from p2penv.pem.protocols.market import Clearing, Window
+
+__all__ = ["Clearing", "Window"]
