@@ -47,7 +47,7 @@ def measure(env: MarketEnv, policy: Policy, seed: int, seconds: float) -> dict[s
 
 def episode_measures(env: MarketEnv, policy: Policy, seed: int, seconds: float) -> dict[str, float]:
     """Of a whole held-out episode: mean reward of an agent, its gain over truthful play, the least agent's gain."""
-    total, truthful = (returns(env, each, 1, seed)[0] for each in (policy, env.policy("truthful")))
+    total, truthful = (returns(env, each, 1, seed)[0] for each in (policy, env.policy(env.reference)))
     gain = total - truthful
     return {
         "episode_reward": float(total.mean()),

@@ -33,6 +33,9 @@ class Toy:
     context = np.array([[0.1], [0.2], [0.3]])
     reward_scale = np.ones(3)
     policies = ()
+    reference = "truthful"
+    money = "$"
+    episodic = False
     discount = 0.0
     dtypes = ("float64", "float32")
     features = ("size", "level", "left")

@@ -212,8 +212,9 @@ def default_steps(algorithm: str, horizon: int) -> int:
 def evaluate(
     market: Market,
     policy: Annotated[
-        str, typer.Option(help="baseline, or folder of a run (measured where it was trained unless told otherwise)")
-    ] = "truthful",
+        str | None,
+        typer.Option(help="baseline (default: what play is compared with), or folder of a run, measured where trained"),
+    ] = None,
     agent: Annotated[list[str] | None, typer.Option(help="another policy for one agent: prosumer_8=POLICY")] = None,
     scenario: Scenario = None,
     horizon: Horizon = 1,
@@ -229,9 +230,10 @@ def evaluate(
     from training.policies import MixedPolicy, resolve
 
     options = _options(scenario, horizon, option)
-    if not options and (Path(policy) / "config.json").is_file():
+    if not options and policy is not None and (Path(policy) / "config.json").is_file():
         options = load_config(Path(policy)).options  # where it was trained, unless another market is asked for
     env = _env(market, options)
+    policy = env.reference if policy is None else policy
     names = [f"{role.name}_{n}" for role in env.roles for n in range(role.count)]
     try:
         others = {}

@@ -1,7 +1,8 @@
-"""How far from equilibrium is a policy profile, and what does it cost? Exact stage-game measures.
+"""How far from equilibrium is a policy profile, and what does it cost? Exact measures.
 
-Each context is a state of the market. Exploitability and costs of the joint action a profile plays there come from
-``MarketEnv.assess``; nothing is estimated by a grid. Averages over contexts carry a 95 % interval.
+Each context is a state of the market, or a whole episode where the market is judged by those. Exploitability and costs
+of what a profile plays there come from ``MarketEnv.assess``; nothing is estimated by a grid. Averages over contexts
+carry a 95 % interval.
 """
 
 from __future__ import annotations
@@ -25,7 +26,10 @@ HELD_OUT = 2**31  # contexts come from seeds that training does not use
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Measures per agent, averaged over contexts; money in $."""
+    """Measures per agent, averaged over contexts; money in the market's unit.
+
+    What is called truthful belongs to the market's reference: truthful play, or what stands in for it.
+    """
 
     agents: list[str]
     contexts: int
@@ -50,6 +54,10 @@ class Evaluation:
     """contexts whose joint feasible set is empty, where the nearest profile stands in for the equilibrium"""
     equilibrium: str
     """what ``cost_equilibrium`` belongs to"""
+    reference: str
+    """what ``cost_truthful`` belongs to"""
+    money: str
+    """unit of costs"""
     info: Mapping[str, Floats]
     """what else the market measures and, unless it has ``infos="none"``, reports; averaged: (N,) or ()"""
     regret_bound: Floats | None = None
@@ -101,6 +109,8 @@ class Evaluation:
             "contexts": self.contexts,
             "contexts_without_feasible_set": self.nearest,
             "equilibrium": self.equilibrium,
+            "reference": self.reference,
+            "money": self.money,
             "agents": self.rows(),
         }
 
@@ -132,7 +142,8 @@ def evaluate(env: MarketEnv, policy: Policy, contexts: int = 100, seed: int = 0)
 
     A deterministic policy in a one-shot game has one context. Otherwise context k is the state an episode of its
     own reaches under the policy after k mod horizon steps, or after k·horizon/contexts where there are fewer contexts
-    than steps, so that all hours of an episode count.
+    than steps, so that all hours of an episode count. In an episodic market it is that whole episode, and infos are
+    averaged over its steps; one episode is all there is where neither market nor policy draws anything.
 
     Args:
         env: the functional environment.
@@ -143,7 +154,7 @@ def evaluate(env: MarketEnv, policy: Policy, contexts: int = 100, seed: int = 0)
     contexts = validation.count("contexts", contexts)
     validation.number("seed", seed, 0, 2**31 - 1)
     if not env.initial_noise and not policy.noise and (env.horizon == 1 or not env.noise):
-        contexts = min(contexts, env.horizon)  # every episode is the same
+        contexts = min(contexts, 1 if env.episodic else env.horizon)  # every episode is the same
     runner = Runner(env, contexts)
     runner.reset(HELD_OUT + seed)
     stream = NumpyStream(HELD_OUT + seed + 1)
@@ -151,6 +162,9 @@ def evaluate(env: MarketEnv, policy: Policy, contexts: int = 100, seed: int = 0)
     when = (
         np.arange(contexts) % env.horizon if contexts >= env.horizon else np.arange(contexts) * env.horizon // contexts
     )
+    if env.episodic:
+        when = np.full(contexts, env.horizon - 1)
+    played: list[tuple[Any, Floats, Mapping[str, Floats]]] = []
     parts: list[tuple[NDArray[np.intp], dict[str, Floats], dict[str, Floats]]] = []
     for time in range(int(when.max()) + 1):
         state = runner.state
@@ -161,7 +175,15 @@ def evaluate(env: MarketEnv, policy: Policy, contexts: int = 100, seed: int = 0)
         index = np.flatnonzero(when == time)
         chosen = type(state)(*(leaf[index] for leaf in state))
         info = runner.step(actions).info
+        if env.episodic:
+            played.append((state, actions, info))
+            continue
         parts.append((index, env.assess(runner.params, chosen, actions[index]), {k: v[index] for k, v in info.items()}))
+    if env.episodic:
+        states, joint, told = zip(*played, strict=True)
+        stacked = type(states[0])(*map(np.stack, zip(*states, strict=True)))
+        means_over_time = {key: np.mean([each[key] for each in told], axis=0) for key in told[0]}
+        parts = [(np.arange(contexts), env.assess(runner.params, stacked, np.stack(joint)), means_over_time)]
     order = np.argsort(np.concatenate([index for index, _, _ in parts]))
     measures = {key: np.concatenate([part[key] for _, part, _ in parts])[order] for key in parts[0][1]}
     infos = {key: np.concatenate([part[key] for _, _, part in parts]).mean(axis=0) for key in parts[0][2]}
@@ -179,6 +201,8 @@ def evaluate(env: MarketEnv, policy: Policy, contexts: int = 100, seed: int = 0)
         nashconv_samples=measures["exploitability"].sum(axis=1),
         nearest=nearest,
         equilibrium=env.equilibrium,
+        reference=env.reference,
+        money=env.money,
         info=infos,
         **means,
     )

@@ -57,20 +57,24 @@ def write(folder: Path) -> Path:
     curve = read_csv(folder / "curve.csv")
     config = (folder / "config.json").read_text(encoding="utf-8")
     share = metrics["nashconv_ratio"]
+    usual, money = _usual(metrics)
     tiles = [
-        ("none", "NashConv of truthful play: truth is an equilibrium")
+        ("none", f"NashConv of {usual} play: it is an equilibrium")
         if share is None
-        else (f"{share:.3%}", "NashConv of the learned profile, of truthful play's"),
-        (f"{metrics['nashconv_learned']:.5f} $", f"NashConv learned (truthful {metrics['nashconv_truthful']:.4f})"),
+        else (f"{share:.3%}", f"NashConv of the learned profile, of {usual} play's"),
         (
-            f"{metrics['social_cost_learned']:.3f} $",
+            f"{metrics['nashconv_learned']:.5f} {money}",
+            f"NashConv learned ({usual} {metrics['nashconv_truthful']:.4f})",
+        ),
+        (
+            f"{metrics['social_cost_learned']:.3f} {money}",
             f"social cost (equilibrium {metrics['social_cost_equilibrium']:.3f})",
         ),
         (f"{metrics['train_seconds']:.1f} s", f"training, {metrics['agent_steps']:,} agent-steps"),
     ]
     if "episode_reward_learned" in metrics:
         learned, truthful = metrics["episode_reward_learned"], metrics["episode_reward_truthful"]
-        tiles.insert(0, (f"{learned:.2f}", f"reward of an episode, mean of agents (truthful {truthful:.2f})"))
+        tiles.insert(0, (f"{learned:.2f}", f"reward of an episode, mean of agents ({usual} {truthful:.2f})"))
     page = PAGE.substitute(
         title=escape(f"{metrics['market']} · {metrics['scenario']}: learned against equilibrium"),
         lead=escape(
@@ -83,7 +87,7 @@ def write(folder: Path) -> Path:
         curve=_embed(curve_figure(curve, metrics)),
         bars=_embed(bars_figure(metrics)),
         picture=_embed(market_figure(folder)),
-        table=_table(metrics["agents"]),
+        table=_table(metrics),
         config=escape(config),
     )
     overview = overview_figure(curve, metrics)
@@ -91,6 +95,11 @@ def write(folder: Path) -> Path:
     target = folder / "report.html"
     write_text(target, page)
     return target
+
+
+def _usual(metrics: dict[str, Any]) -> tuple[str, str]:
+    """What play is compared with, and the unit of money; runs older than these keys are of truth and $."""
+    return metrics.get("reference", "truthful").replace("_", " "), metrics.get("money", "$")
 
 
 def curve_figure(curve: list[dict[str, float]], metrics: dict[str, Any]) -> Figure:
@@ -118,17 +127,18 @@ def overview_figure(curve: list[dict[str, float]], metrics: dict[str, Any]) -> F
 
 def _draw_curve(axes: NDArray[Any], curve: list[dict[str, float]], metrics: dict[str, Any]) -> None:
     left, right = axes
+    usual, money = _usual(metrics)
     steps = np.array([row["agent_steps"] for row in curve]) / 1e6
     if "episode_gain" in curve[0]:
         left.plot(steps, [row["episode_gain"] for row in curve], color=LEARNED, lw=2, label="learned")
-        left.set_ylabel("episode reward over truth's, mean")
+        left.set_ylabel(f"episode reward over that of {usual}, mean")
     else:
         _draw_social(left, steps, curve, metrics)
-    left.axhline(0.0, color=TRUTH, lw=1, label="truthful")
+    left.axhline(0.0, color=TRUTH, lw=1, label=usual)
     right.semilogy(steps, np.maximum([row["nashconv"] for row in curve], 1e-9), color=LEARNED, lw=2, label="learned")
     if metrics["nashconv_truthful"] > 0:
-        right.axhline(metrics["nashconv_truthful"], color=TRUTH, label="truthful")
-    right.set_ylabel("NashConv [$]")
+        right.axhline(metrics["nashconv_truthful"], color=TRUTH, label=usual)
+    right.set_ylabel(f"NashConv [{money}]")
     for panel in axes:
         panel.set_xlabel("million agent-steps")
         panel.grid(alpha=0.25)
@@ -141,11 +151,12 @@ def _draw_social(axes: Axes, steps: NDArray[Any], curve: list[dict[str, float]],
     for key, colour, label in (("equilibrium", EXACT, "equilibrium"), ("coordinated", PLANNER, "planner")):
         level = truthful - metrics[f"social_cost_{key}"]
         axes.plot(steps[[0, -1]], [level, level], color=colour, ls="--", label=label)  # inside the axes' margins
-    axes.set_ylabel("social cost saved [$]")
+    axes.set_ylabel(f"social cost saved [{_usual(metrics)[1]}]")
 
 
 def _draw_bars(axes: Axes, metrics: dict[str, Any]) -> None:
     rows = metrics["agents"]
+    usual, money = _usual(metrics)
     names = [row["agent"] for row in rows]
     roles = {name.rsplit("_", 1)[0] for name in names}
     place = np.arange(len(rows))
@@ -160,7 +171,7 @@ def _draw_bars(axes: Axes, metrics: dict[str, Any]) -> None:
     if len(rows) <= 60:
         axes.set_xticks(place, [name if len(roles) > 1 else name.rsplit("_", 1)[1] for name in names])
     axes.set_xlabel("agent" if len(roles) > 1 else roles.pop())
-    axes.set_ylabel("episode reward over truth's" if episodes else "cost saved [$]")
+    axes.set_ylabel(f"episode reward over that of {usual}" if episodes else f"cost saved [{money}]")
     axes.grid(axis="y", alpha=0.25)
     axes.legend(frameon=False)
 
@@ -187,12 +198,12 @@ def _embed(figure: Figure) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-def _table(rows: list[dict[str, Any]]) -> str:
+def _table(metrics: dict[str, Any]) -> str:
+    rows = metrics["agents"]
+    usual, money = _usual(metrics)
+    names = (usual, "equilibrium", "learned", "utility gap", "exploitability")
     columns = ("cost_truthful", "cost_equilibrium", "cost", "utility_gap", "exploitability")
-    head = "".join(
-        f"<th>{escape(text)}</th>"
-        for text in ("agent", "truthful [$]", "equilibrium [$]", "learned [$]", "utility gap [$]", "exploitability [$]")
-    )
+    head = "".join(f"<th>{escape(text)}</th>" for text in ("agent", *(f"{name} [{money}]" for name in names)))
     body = "".join(
         f"<tr><td>{escape(row['agent'])}</td>"
         + "".join(f"<td>{round(row[key], 5) + 0.0:.5f}</td>" for key in columns)

@@ -132,7 +132,7 @@ class EpisodeVecEnv(MarketVecEnv):
     """A market whose episodes settle what is left when they end, with rewards that leave little to fit.
 
     Every step pays its reward and the change of what the state would be worth at the end (``worth`` of the
-    environment), less what truthful play gets in the same step of an episode; the last one settles. Over an episode
+    environment), less what the market's reference gets in the same step; the last one settles. Over an episode
     that adds up to the reward of the market less a constant, but what is stored now and used later counts at once, so
     that learners may look less far ahead. It is divided by how much random play moves it, home by home: one network for
     all would else learn only from those with most at stake. The end is one: learners do not bootstrap beyond it.
@@ -147,7 +147,7 @@ class EpisodeVecEnv(MarketVecEnv):
 
     def __init__(self, env: MarketEnv, num_envs: int, discount: float, *, identity: bool = True) -> None:
         super().__init__(env, num_envs, identity=identity)
-        self._usual = _path(env, env.policy("truthful")).mean(axis=1)
+        self._usual = _path(env, env.policy(env.reference)).mean(axis=1)
         moved = np.sqrt(((_path(env, UniformPolicy(env)) - self._usual[:, None]) ** 2).mean(axis=(0, 1)))
         # Who moves nothing has nothing to learn.
         self._share = max(1.0 - discount, 1.0 / env.horizon) / np.where(moved > 1e-9, moved, env.reward_scale)

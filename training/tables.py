@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from training.truthfulness import Truthfulness
 
 
-def _agents(rows: list[dict[str, Any]], played: str) -> Table:
-    table = Table(title="cost per agent [$]", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+def _agents(rows: list[dict[str, Any]], played: str, reference: str, money: str) -> Table:
+    table = Table(title=f"cost per agent [{money}]", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("agent")
     bounded = "regret_bound" in rows[0]
-    for column in ("truthful", "equilibrium", played, "utility gap", "exploitability", *["bound"] * bounded):
+    for column in (reference, "equilibrium", played, "utility gap", "exploitability", *["bound"] * bounded):
         table.add_column(column, justify="right")
     for row in rows:
         table.add_row(
@@ -50,32 +50,33 @@ def _ratio(value: float | None) -> str:
 
 
 def print_training(metrics: dict[str, Any], console: Console) -> None:
-    """Learned play beside truth and equilibrium."""
-    console.print(_agents(metrics["agents"], "learned"))
+    """Learned play beside the market's reference and equilibrium."""
+    reference = metrics["reference"].replace("_", " ")
+    console.print(_agents(metrics["agents"], "learned", reference, metrics["money"]))
     share = metrics["nashconv_ratio"]
     # Where truth is an equilibrium there is nothing to compare with.
-    compared = "" if share is None else f" ({share:.3%} of truthful)"
+    compared = "" if share is None else f" ({share:.3%} of {reference})"
     episode = [
-        (f"reward of an episode, {name}", f"{metrics[f'episode_reward_{name}']:.4f}")
-        for name in ("truthful", "learned")
+        (f"reward of an episode, {label}", f"{metrics[f'episode_reward_{name}']:.4f}")
+        for name, label in (("truthful", reference), ("learned", "learned"))
         if f"episode_reward_{name}" in metrics
     ]
     console.print(
         _pairs(
             [
                 *episode,
-                ("social cost, truthful", f"{metrics['social_cost_truthful']:.4f}"),
+                (f"social cost, {reference}", f"{metrics['social_cost_truthful']:.4f}"),
                 ("social cost, equilibrium", f"{metrics['social_cost_equilibrium']:.4f}"),
                 ("social cost, learned", f"{metrics['social_cost_learned']:.4f}"),
                 ("social cost, planner", f"{metrics['social_cost_coordinated']:.4f}"),
                 ("price of anarchy, equilibrium", _ratio(metrics["price_of_anarchy"])),
                 ("price of anarchy, learned", _ratio(metrics["price_of_anarchy_learned"])),
-                ("NashConv, truthful", f"{metrics['nashconv_truthful']:.4f}"),
+                (f"NashConv, {reference}", f"{metrics['nashconv_truthful']:.4f}"),
                 ("NashConv, untrained", f"{metrics['nashconv_untrained']:.4f}"),
                 ("NashConv, learned", f"{metrics['nashconv_learned']:.5f}{compared}"),
                 ("most one agent could gain, of its payoff", f"{metrics['regret_share']:.3%}"),
                 (
-                    "payoff against truth, all; worst agent",
+                    f"payoff against {reference}, all; worst agent",
                     "{payoff_change:+.2%}; {payoff_change_worst:+.2%}".format(**metrics),
                 ),
                 *_contexts(metrics["contexts"], metrics["contexts_without_feasible_set"], metrics["equilibrium"]),
@@ -89,11 +90,12 @@ def print_training(metrics: dict[str, Any], console: Console) -> None:
 def print_evaluation(found: Evaluation, title: str, console: Console) -> None:
     """Measures of one profile."""
     console.print(f"[bold]{title}[/bold]")
-    console.print(_agents(found.rows(), "played"))
+    reference = found.reference.replace("_", " ")
+    console.print(_agents(found.rows(), "played", reference, found.money))
     console.print(
         _pairs(
             [
-                ("social cost, truthful", f"{found.social_cost_truthful:.4f}"),
+                (f"social cost, {reference}", f"{found.social_cost_truthful:.4f}"),
                 ("social cost, equilibrium", f"{found.social_cost_equilibrium:.4f}"),
                 ("social cost, played", f"{found.social_cost:.4f}"),
                 ("social cost, planner", f"{found.social_cost_coordinated:.4f}"),

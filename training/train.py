@@ -106,7 +106,8 @@ class Run:
             self.done = self.models[0].num_timesteps * len(self.models)
             self.seconds = self.curve[-1]["seconds"]
         self.policy = LearnedPolicy(self.models, len(self.agents))
-        self.truthful = returns(self.env, self.env.policy("truthful"), EPISODES) if self.env.discount > 0.0 else None
+        usual = self.env.policy(self.env.reference)
+        self.truthful = returns(self.env, usual, EPISODES) if self.env.discount > 0.0 else None
         self.interval = config.eval_every if config.algorithm == "ppo" else max(1, 10 * config.eval_every)
 
     def measure(self) -> dict[str, float]:
@@ -208,7 +209,7 @@ def finish(run: Run, console: Console) -> Path:
     """Measure the final policy; write and print everything."""
     folder, config = run.folder, run.config
     learned = run.evaluate()
-    truthful = evaluate(run.env, run.env.policy("truthful"), config.contexts)
+    truthful = evaluate(run.env, run.env.policy(run.env.reference), config.contexts)
     for model, path in zip(run.models, model_paths(folder, config.learners, run.agents), strict=True):
         write_atomic(path, model.save)
     stakes = np.abs(learned.cost_truthful)
@@ -232,6 +233,8 @@ def finish(run: Run, console: Console) -> Path:
         "social_cost_coordinated": learned.social_cost_coordinated,
         "social_cost_learned": learned.social_cost,
         "equilibrium": run.env.equilibrium,
+        "reference": run.env.reference,
+        "money": run.env.money,
         "contexts_without_feasible_set": learned.nearest,
         "payoff_change": float(learned.utility_gap.sum() / stakes.sum()),
         "payoff_change_worst": float((learned.utility_gap / np.maximum(stakes, 1e-12)).min()),

@@ -141,6 +141,9 @@ class Communication:
     discount = 0.0
     dtypes: tuple[str, ...] = ("float64", "float32")
     policies: tuple[str, ...] = ("ve", "truthful", "coordinated")
+    reference = "truthful"
+    money = "$"
+    episodic = False
     action_names = ("shift", "variance")
     metadata: Mapping[str, Any] = {"name": name, "render_modes": ["human", "rgb_array"], "render_fps": 2}
 

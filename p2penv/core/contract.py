@@ -78,6 +78,12 @@ class MarketEnv(Protocol):
     """What learners should discount by: 0 where actions do not move the state that pays."""
     features: tuple[str, ...]
     """Names of all features, the constant ones first."""
+    reference: str
+    """What play is compared with, one of ``policies``; measures called truthful are its."""
+    money: str
+    """Unit of costs."""
+    episodic: bool
+    """Whether ``assess`` judges whole episodes: what is done in one step pays in others."""
 
     def parameters(self, xp: ModuleType = np, dtype: Any = None) -> Any:
         """``params`` in a namespace and dtype, float64 by default.
@@ -102,7 +108,10 @@ class MarketEnv(Protocol):
         """Reference policy by name, one of ``policies``."""
 
     def assess(self, params: Any, state: Any, actions: Array) -> dict[str, Array]:
-        """Exact stage-game measures of a joint action, what every report needs.
+        """Exact measures of a joint action, what every report needs: of its stage game, or of whole episodes.
+
+        Of an ``episodic`` market ``state`` and ``actions`` are all those of episodes played to the end, with the steps
+        as a first axis before E; what comes back has none.
 
         Keys: ``cost``, ``cost_truthful``, ``cost_equilibrium``, ``cost_coordinated`` (the planner's),
         ``exploitability``, each ``(E, N)``; ``social_cost`` and the same three variants ``(E,)``, which with

@@ -134,6 +134,9 @@ class DPVCG:
     name = "dpvcg_v0"
     discount = 0.0
     policies: tuple[str, ...] = ("truthful",)
+    reference = "truthful"
+    money = "$"
+    episodic = False
     metadata: Mapping[str, Any] = {"name": name, "render_modes": ["human", "rgb_array"], "render_fps": 2}
 
     def __init__(

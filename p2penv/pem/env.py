@@ -150,6 +150,9 @@ class PEM:
     discount = 0.99
     dtypes: tuple[str, ...] = ("float64", "float32")
     policies: tuple[str, ...] = ("stackelberg", "truthful")
+    reference = "truthful"
+    money = "cents"
+    episodic = False
     action_names = ACTIONS
     equilibrium = "exact Stackelberg price, truthful best responses"
     metadata: Mapping[str, Any] = {"name": name, "render_modes": ["human", "rgb_array"], "render_fps": 4}
