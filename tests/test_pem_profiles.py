@@ -11,13 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from p2penv.core import quarters as measured
+from p2penv.core import scenarios
+from p2penv.core.quarters import HOUSEHOLDS, PANELS
 from p2penv.pem import profiles, readers
-from p2penv.pem.profiles import HOUSEHOLDS, PANELS
 
 
 @pytest.fixture(scope="module")
 def quarters():
-    return profiles.shipped()
+    return measured.shipped()
 
 
 # Finer values
@@ -125,7 +127,7 @@ def test_shipped_days(quarters):
 
 
 def test_licence_and_size_of_the_shipped_files():
-    folder = profiles.scenarios.folder("pem")
+    folder = scenarios.folder("pem")
     notice = (folder / "README.md").read_text(encoding="utf-8")
     for words in ("Open Database License", "Database Contents License", "opendatacommons.org/licenses/odbl/1.0",
                   "Copyright (c) 2019-2026 by University of Kassel", "simbench` 1.6.3"):  # fmt: skip
@@ -147,9 +149,9 @@ def test_quarters_refuse(tmp_path):
     ):  # fmt: skip
         path.write_text(text, encoding="utf-8")
         with pytest.raises(ValueError, match=re.escape(message)):
-            profiles.read_quarters(path)
+            measured.read_quarters(path)
     with pytest.raises(ValueError, match="no data file"):
-        profiles.read_quarters(tmp_path / "none.csv")
+        measured.read_quarters(tmp_path / "none.csv")
 
 
 # Communities
@@ -238,7 +240,7 @@ def test_missing_extras_are_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "simbench", None)
     monkeypatch.setitem(sys.modules, "pvlib", None)
     with pytest.raises(ImportError, match=r"simbench is needed here: pip install 'p2penv\[simbench\]'"):
-        profiles.simbench_year()
+        measured.simbench_year()
     with pytest.raises(ImportError, match=r"pvlib is needed here: pip install 'p2penv\[clearsky\]'"):
         profiles.clear_sky("2016-07-25", 51.3, 9.5)
 
@@ -260,19 +262,19 @@ def test_the_year_in_the_layout_of_the_package(monkeypatch):
     tables = {"load": {"time": stamps, **load}, "renewables": dict.fromkeys(PANELS, ramp / 200)}
     fake = types.SimpleNamespace(get_all_simbench_profiles=lambda scenario: tables)
     monkeypatch.setitem(sys.modules, "simbench", fake)
-    year = profiles.simbench_year()
+    year = measured.simbench_year()
     np.testing.assert_allclose(year.load.mean(axis=0), 1.0)
     np.testing.assert_allclose(year.load[:, 4], ramp / 48)
     assert year.days == ["2016-07-25"]
     assert str(year.day("2016-07-25").time[1]) == "2016-07-25T00:15"
     del tables["renewables"]["PV3"], tables["load"]["H0-C_pload"]
     with pytest.raises(ValueError, match="the installed simbench lacks the profiles H0-C_pload, PV3"):
-        profiles.simbench_year()
+        measured.simbench_year()
 
 
 def test_the_shipped_days_are_those_of_the_package(quarters):
     pytest.importorskip("simbench")
-    year = profiles.simbench_year()
+    year = measured.simbench_year()
     assert len(year.days) == 364  # the clock is changed on two
     for day in quarters.days:
         np.testing.assert_allclose(quarters.day(day).load, year.day(day).load, atol=6e-5)

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from p2penv.core import scenarios, validation
+from p2penv.core.quarters import read_quarters
 from p2penv.pem import profiles
 from p2penv.pem.readers import read_matrix
 from p2penv.pem.rules import Prices
@@ -313,7 +314,7 @@ def _of_community(table: Mapping[str, Any], chosen: Mapping[str, Any], parent: A
         raise TypeError(f"unknown keys of [community] in scenario {name!r}: {', '.join(sorted(unknown))}")
     if missing := {"profiles", "day", "homes", "windows"} - made.keys():
         raise ValueError(f"[community] in scenario {name!r} lacks {', '.join(sorted(missing))}")
-    day = profiles.read_quarters(parent / made.pop("profiles")).day(made.pop("day"))
+    day = read_quarters(parent / made.pop("profiles")).day(made.pop("day"))
     windows = made.pop("windows")
     community = profiles.community(day, **made)
     start, minutes = fields.get("start", 7.0), fields.get("minutes", 1)
