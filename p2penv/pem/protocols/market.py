@@ -26,7 +26,7 @@ SCALE = 10_000  # of preferences and capacities
 ENERGY = 1_000_000  # mWh to the kWh
 FULL = 1 << 16  # of fills
 HOMES = 512  # at most
-NET_BITS, PREFERENCE_BITS, CAPACITY_BITS, PRICE_BITS = 24, 32, 24, 14
+NET_BITS, PREFERENCE_BITS, CAPACITY_BITS, PRICE_BITS = 24, 32, 24, 12
 # A coalition of fewer settles with the grid: a lone seller could work out what all buyers want together.
 COALITION = 3
 
@@ -46,7 +46,7 @@ class Window:
     capacity: Integers
     """(n,) reported S·10⁴ in [0, 2²⁴), of sellers [kW]"""
     prices: Prices
-    """buyback < low ≤ high < retail < 2¹⁴ [ticks]"""
+    """buyback < low ≤ high < retail < 2¹² [ticks]"""
     delivery: Integers | None = None
     """(n,) what sellers deliver once they know the price, in [0, 2²⁴), 0 for others; None: net [mWh]"""
     coalition: int = COALITION
