@@ -3,6 +3,11 @@
 Lines are without losses and linear as in (15) of Belgioioso, Ananduta, Grammatico, Ocampo-Martinez, "Operationally-safe
 peer-to-peer energy trading in distribution grids", IEEE Transactions on Smart Grid 2022. On a tree the system (15) has
 one solution: flows are sums over what lies downstream, drops of voltage and angle sums over the way to the source.
+
+What the linear equations leave out are losses. Against an AC power flow by OpenDSS they overestimate voltages, by at
+most 0.0016 p.u. while these stay above 0.95, and underestimate apparent power by at most 1.6 % and the import by at
+most 2.5 %; with the shipped feeder's own loads the lowest voltage is 0.95875 p.u. at bus 740, by the AC power flow
+0.95725, with losses of 58.86 kW (``tests/test_grid_feeder.py``).
 """
 
 from __future__ import annotations

@@ -336,14 +336,14 @@ def network_state(params: Any, injections: Array, reactive: Array | None = None)
         params: of the scenario, or the scenario.
         injections: ``(..., B)`` generation less demand at each bus, passive loads included; what is injected at the
             source never enters the feeder [kW].
-        reactive: ``(..., B)`` the same of reactive power; None: none anywhere [kvar].
+        reactive: ``(..., B)`` or ``(B,)`` the same of reactive power; None: none anywhere [kvar].
     """
     params = _params(params)
     xp = namespace(injections)
-    p, q, rise, angle = _flows(params, -injections, 0.0 * injections if reactive is None else -reactive)
+    p, q, rise, angle = _flows(params, -injections, 0.0 * injections - (0.0 if reactive is None else reactive))
     voltage = 1.0 + rise
     grid_active = -row_sum(injections)
-    grid_reactive = 0.0 * grid_active if reactive is None else -row_sum(reactive)
+    grid_reactive = 0.0 * grid_active - (0.0 if reactive is None else row_sum(reactive))
     line = xp.sqrt(p * p + q * q) - params.line_limit
     low, high = params.voltage_min - voltage, voltage - params.voltage_max
     turned = xp.abs(angle) - params.angle_limit
@@ -429,12 +429,12 @@ def cut(params: Params, net: Array, hour: Any = None) -> Array:
     p0, q0, v0, a0 = _flows(params, passive, passive_reactive)
     p1, q1, v1, a1 = _flows(params, demand, reactive + 0.0 * demand)
     b, total = at(params.passive_total, hour), row_sum(net)
-    top = params.line_limit * (1.0 - CUT_MARGIN)
-    # Largest part of each line's share of apparent power: A t² + 2 B t + C ≤ 0 with C ≤ 0.
-    limited = top < xp.inf
+    limited = params.line_limit < xp.inf
+    top = xp.where(limited, params.line_limit, 0.0) * (1.0 - CUT_MARGIN)
+    # Apparent power of a line: A t² + 2 B t + C ≤ 0 with C ≤ 0.
     square = p1 * p1 + q1 * q1
     half = p0 * p1 + q0 * q1
-    rest = xp.minimum(p0 * p0 + q0 * q0 - xp.where(limited, top * top, 0.0 * top), 0.0 * p0)
+    rest = xp.minimum(p0 * p0 + q0 * q0 - top * top, 0.0 * p0)
     root = xp.sqrt(half * half - square * rest)
     part = xp.where(half > 0.0, safe_divide(-rest, half + root), safe_divide(root - half, square))
     parts = [xp.where(limited & (square > 0.0), part, xp.inf)]
@@ -450,7 +450,7 @@ def cut(params: Params, net: Array, hour: Any = None) -> Array:
         (-total[..., None], (b - slack - params.import_min + 0.0 * total)[..., None]),
     ):
         steep = xp.where(slope > 0.0, slope, 1.0)
-        parts.append(xp.where(slope > 0.0, xp.maximum(room, 0.0 * room) / steep, xp.inf))
+        parts.append(xp.where(slope > 0.0, xp.maximum(room, 0.0 * slope) / steep, xp.inf))
     least = xp.min(
         xp.concat([xp.broadcast_to(each, (*total.shape, each.shape[-1])) for each in parts], axis=-1), axis=-1
     )

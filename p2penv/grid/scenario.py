@@ -491,6 +491,9 @@ def _of_community(
     bus = places[np.floor(len(places) * group.place).astype(np.int64)]
     hourly = np.append(shape, shape[0])[:, None]
     active, reactive = level * hourly * feeder.spot_active, level * hourly * feeder.spot_reactive
+    if not (active.sum(axis=1) > 0.0).all():
+        hour = int(np.argmin(active.sum(axis=1)))
+        raise ValueError(f"passive load of hour {hour} must be > 0 for the grid's price, a level over it; got 0 kW")
     peaks = group.demand.max(axis=0)
     at_bus = np.bincount(bus, weights=peaks, minlength=feeder.size)
     passive = np.hypot(feeder.downstream @ feeder.spot_active, feeder.downstream @ feeder.spot_reactive)
