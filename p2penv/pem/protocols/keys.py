@@ -33,11 +33,10 @@ _SPAN = 1 << 17
 
 
 class PublicKeys(NamedTuple):
-    """What others need of a party's keys."""
+    """What others need of a party's keys; a DGK key is sent when it is used."""
 
     modulus: int  # of Paillier
     agreement: bytes  # X25519, 32 bytes
-    dgk: DGKPublicKey | None  # who never holds the key of a comparison needs none
 
 
 class KeyStore:
@@ -75,7 +74,7 @@ class KeyStore:
         """DGK scheme with its secret key."""
         g, h, u, n, t, v_p, v_q, p, q = self._numbers("dgk", lambda: dgk_numbers(self.bits))
         check_modulus(self.party, n, self.bits, self.insecure)
-        return DGK(DGKPublicKey(g, h, u, n, int(t)), DGKSecretKey(v_p, v_q, p, q), full_decryption=False)
+        return DGK(DGKPublicKey(g, h, int(u), n, int(t)), DGKSecretKey(v_p, v_q, p, q), full_decryption=False)
 
     @cached_property
     def agreement(self) -> X25519PrivateKey:
@@ -83,10 +82,9 @@ class KeyStore:
         made = self._numbers("agreement", lambda: [int.from_bytes(X25519PrivateKey.generate().private_bytes_raw())])
         return X25519PrivateKey.from_private_bytes(int(made[0]).to_bytes(32))
 
-    def public(self, *, dgk: bool = False) -> PublicKeys:
-        """Public keys; with the DGK key if the party may hold the key of a comparison."""
-        key = self.dgk.public_key if dgk or "dgk" in self._kept else None
-        return PublicKeys(int(self.paillier.public_key.n), self.agreement.public_key().public_bytes_raw(), key)
+    def public(self) -> PublicKeys:
+        """Public keys."""
+        return PublicKeys(int(self.paillier.public_key.n), self.agreement.public_key().public_bytes_raw())
 
     def _numbers(self, kind: str, make: Any) -> list[gmpy2.mpz]:
         if kind not in self._kept:
@@ -130,6 +128,23 @@ def check_modulus(party: str, modulus: int, bits: int, insecure: bool = False) -
         raise ValueError(f"key of {party} must be odd and have {bits} bits, got {int(modulus).bit_length()}")
 
 
+def check_dgk(party: str, key: DGKPublicKey, bits: int, insecure: bool = False) -> None:
+    """Refuse a DGK key of another length or plaintext space."""
+    check_modulus(party, key.n, bits, insecure)
+    if key.u != plaintexts() or key.t != order_bits(bits) or not (1 < key.g < key.n and 1 < key.h < key.n):
+        raise ValueError(f"DGK key of {party} must have u = {plaintexts()} and t = {order_bits(bits)}")
+
+
+def plaintexts() -> int:
+    """Plaintext space u of DGK keys, a prime."""
+    return int(gmpy2.next_prime(1 << (LENGTH + 2)))
+
+
+def order_bits(bits: int) -> int:
+    """Length t of the secret orders: 160 bits as the scheme has it; insecure keys have no room for them."""
+    return 160 if bits >= SECURE_BITS else bits // 8
+
+
 def rsa_primes(bits: int) -> tuple[int, int]:
     """Two primes whose product has exactly so many bits."""
     if bits >= 1024:
@@ -150,9 +165,7 @@ def random_prime(bits: int) -> int:
 
 def dgk_numbers(bits: int) -> tuple[int, ...]:
     """Numbers g, h, u, n, t, v_p, v_q, p, q of a DGK key: u·v_p divides p − 1 and u·v_q divides q − 1."""
-    u = int(gmpy2.next_prime(1 << (LENGTH + 2)))
-    # Orders of 160 bits are the scheme's own choice; insecure keys have no room for them.
-    t = 160 if bits >= SECURE_BITS else bits // 8
+    u, t = plaintexts(), order_bits(bits)
     v_p = random_prime(t)
     while (v_q := random_prime(t)) == v_p:
         pass
