@@ -37,6 +37,13 @@ def clip(values: Array, low: Array, high: Array) -> Array:
     return xp.minimum(xp.maximum(values, low), high)
 
 
+def positive(values: Array) -> Array:
+    """Elementwise ``max(values, 0)``."""
+    if isinstance(values, NUMPY):
+        return np.maximum(values, 0.0)
+    return namespace(values).clip(values, 0.0, None)
+
+
 @cache
 def _ones(size: int, dtype: np.dtype[Any]) -> np.ndarray:
     return np.ones(size, dtype)

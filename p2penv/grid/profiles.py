@@ -124,6 +124,10 @@ def community(
                        ("dispatch_max", dispatch_max)):  # fmt: skip
         if len(pair) != 2 or not 0 < pair[0] <= pair[1] < np.inf:
             raise ValueError(f"{name} must be two values 0 < low <= high, got {tuple(pair)!r}")
+    for name, value in (("dispatch_linear", dispatch_linear), ("dispatch_quadratic", dispatch_quadratic),
+                        ("storage_power", storage_power), ("storage_min", storage_min), ("storage_max", storage_max),
+                        ("initial_charge", initial_charge), ("storage_cost", storage_cost)):  # fmt: skip
+        validation.number(name, value, 0.0)
     start = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(0,)))
     offset = start.uniform(size=3)
     seeds = [np.random.SeedSequence(seed, spawn_key=(1, k)) for k in range(prosumers)]

@@ -15,7 +15,9 @@ from __future__ import annotations
 
 from typing import Any, Literal, NamedTuple
 
-from p2penv.core.arrays import Array, clip, namespace, row_sum, safe_divide
+import numpy as np
+
+from p2penv.core.arrays import Array, clip, namespace, positive, row_sum, safe_divide
 
 Mode = Literal["contract", "bilateral"]
 # Of the room to a limit this part is left when demand is cut, so that rounding exceeds nothing.
@@ -275,8 +277,7 @@ def storage_split(params: Params, state: Array, requested: Array) -> tuple[Array
         requested: ``(..., N)``, > 0 for charging [kW].
     """
     power = clip(requested, *storage_range(params, state))
-    xp = namespace(power)
-    return xp.maximum(power, 0.0 * power), xp.maximum(-power, 0.0 * power)
+    return positive(power), positive(-power)
 
 
 def exchange(params: Params, values: Array) -> Array:
@@ -303,8 +304,8 @@ def match(params: Params, proposals: Array, limit_price: Array | None = None, mo
     own = clip(proposals, -params.trade_max, params.trade_max)
     other = exchange(params, own)
     none = 0.0 * own
-    bought = xp.minimum(xp.maximum(own, none), xp.maximum(-other, none))
-    sold = xp.minimum(xp.maximum(-own, none), xp.maximum(other, none))
+    bought = xp.minimum(positive(own), positive(-other))
+    sold = xp.minimum(positive(-own), positive(other))
     trade = bought - sold
     if mode == "contract":
         return trade, none + params.trade_cost
@@ -340,13 +341,10 @@ def network_state(params: Any, injections: Array, reactive: Array | None = None)
     """
     params = _params(params)
     xp = namespace(injections)
-    p, q, rise, angle = _flows(params, -injections, 0.0 * injections - (0.0 if reactive is None else reactive))
+    p, q, rise, angle = _flows(params, injections, 0.0 * injections if reactive is None else reactive, -1.0)
     voltage = 1.0 + rise
     grid_active = -row_sum(injections)
     grid_reactive = 0.0 * grid_active - (0.0 if reactive is None else row_sum(reactive))
-    line = xp.sqrt(p * p + q * q) - params.line_limit
-    low, high = params.voltage_min - voltage, voltage - params.voltage_max
-    turned = xp.abs(angle) - params.angle_limit
     short, over = params.import_min - grid_active, grid_active - params.import_max
     return NetworkState(
         p,
@@ -355,10 +353,10 @@ def network_state(params: Any, injections: Array, reactive: Array | None = None)
         angle,
         grid_active,
         grid_reactive,
-        xp.maximum(line, 0.0 * p),
-        xp.maximum(xp.maximum(low, high), 0.0 * voltage),
-        xp.maximum(turned, 0.0 * angle),
-        xp.maximum(xp.maximum(short, over), 0.0 * grid_active),
+        positive(xp.sqrt(p * p + q * q) - params.line_limit),
+        positive(xp.maximum(params.voltage_min - voltage, voltage - params.voltage_max)),
+        positive(xp.abs(angle) - params.angle_limit),
+        positive(xp.maximum(short, over)),
     )
 
 
@@ -397,9 +395,11 @@ def network_fees(params: Params, net: Array, state: NetworkState) -> tuple[Array
         (turn, -state.angle, params.X @ params.location.T),
         (grid, state.grid_active[..., None] - params.import_max, everywhere),
     )
-    rising, falling = xp.maximum(net, 0.0 * net), xp.maximum(-net, 0.0 * net)
+    rising, falling = positive(net), positive(-net)
     fees, unassigned = 0.0 * net, 0.0 * state.grid_active
     for cost, direction, weight in groups:
+        if xp is np and not cost.any():
+            continue  # the usual case, and most of the time
         shared = 0.0 * cost
         # More demand makes a limit worse where its direction is positive, less demand where it is negative.
         for pushing, worse in ((rising, direction > 0.0), (falling, direction < 0.0)):
@@ -450,19 +450,27 @@ def cut(params: Params, net: Array, hour: Any = None) -> Array:
         (-total[..., None], (b - slack - params.import_min + 0.0 * total)[..., None]),
     ):
         steep = xp.where(slope > 0.0, slope, 1.0)
-        parts.append(xp.where(slope > 0.0, xp.maximum(room, 0.0 * slope) / steep, xp.inf))
+        parts.append(xp.where(slope > 0.0, positive(room) / steep, xp.inf))
     least = xp.min(
         xp.concat([xp.broadcast_to(each, (*total.shape, each.shape[-1])) for each in parts], axis=-1), axis=-1
     )
     return 1.0 - clip(least, 0.0 * least, 1.0 + 0.0 * least)
 
 
-def _flows(params: Params, active: Array, reactive: Array) -> tuple[Array, Array, Array, Array]:
-    """Active and reactive flows ``(..., L)``, rise of voltage against the source and angle ``(..., B)``; (13), (15)."""
-    upward = params.downstream.T
+def _flows(params: Params, active: Array, reactive: Array, sign: float = 1.0) -> tuple[Array, Array, Array, Array]:
+    """Active and reactive flows ``(..., L)``, rise of voltage against the source and angle ``(..., B)``; (13), (15).
+
+    Args:
+        params: of the scenario.
+        active: ``(..., B)`` demand; injections where ``sign`` is −1.
+        reactive: ``(..., B)`` or ``(B,)``.
+        sign: put on the small matrices, which spares passes over large arrays.
+    """
+    upward, resistance, reactance = sign * params.downstream.T, sign * params.R, -sign * params.X
     p, q = active @ upward, reactive @ upward
-    rise = (params.resistance * p + params.reactance * q) @ -params.downstream
-    return p, q, rise, (params.resistance * q - params.reactance * p) @ params.downstream
+    rise = reactive @ reactance - active @ resistance
+    angle = reactive @ resistance + active @ reactance
+    return p, namespace(p).broadcast_to(q, p.shape), rise, angle
 
 
 def _params(scenario: Any) -> Params:

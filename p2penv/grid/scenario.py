@@ -7,6 +7,7 @@ distribution grids", IEEE Transactions on Smart Grid 2022 (equation numbers in b
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -459,6 +460,11 @@ def load_scenario(
     return _of_community(table, made, parent, seed, scale, density, replaced, str(name))
 
 
+# Keys of [community] that are no arguments of the function of that name.
+CALIBRATION = {"partners", "trade_cost", "trade_max", "charge_efficiency", "discharge_efficiency", "price_level",
+               "passive_level", "passive_shape", "line_margin"}  # fmt: skip
+
+
 def _is_plain(value: Any) -> bool:
     return np.ndim(value) == 0
 
@@ -478,8 +484,22 @@ def _of_community(
     if feeder is None:
         feeder = Feeder.read(parent / fields["feeder"], fields["source"])
     fields.pop("source", None)
+    options = set(inspect.signature(profiles.community).parameters) - {"seed", "scale"} | CALIBRATION
+    if unknown := made.keys() - options:
+        raise TypeError(f"unknown keys of [community] in scenario {source!r}: {', '.join(sorted(unknown))}")
+    if missing := (CALIBRATION | {"prosumers", "day", "households", "businesses"}) - made.keys():
+        raise ValueError(f"[community] in scenario {source!r} lacks {', '.join(sorted(missing))}")
+    for key in ("passive_level", "line_margin", "price_level"):
+        validation.number(key, made[key], 0.0, open_low=True)
+    profile = validation.floats("passive_shape", made["passive_shape"])
+    if profile.shape != (profiles.HOURS,) or not (np.isfinite(profile) & (profile >= 0.0)).all():
+        raise ValueError(f"passive_shape must be {profiles.HOURS} values >= 0, one for each hour, got {profile!r}")
     trade_cost, trade_max, partners = made.pop("trade_cost"), made.pop("trade_max"), made.pop("partners")
-    level, shape, margin = made.pop("passive_level"), np.array(made.pop("passive_shape")), made.pop("line_margin")
+    level, shape, margin = (
+        made.pop("passive_level"),
+        validation.floats("passive_shape", made.pop("passive_shape")),
+        made.pop("line_margin"),
+    )
     price, count = made.pop("price_level"), made.pop("prosumers")
     efficiencies = {key: made.pop(key) for key in ("charge_efficiency", "discharge_efficiency")}
     made["businesses"] = parent / made["businesses"]
