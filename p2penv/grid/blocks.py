@@ -1,51 +1,44 @@
-"""Blocks of the programs of the grid market: devices, balance, trades and network, with the paper's equations."""
+"""Blocks of the convex programs of the grid market: devices, balance, trades, import and network.
+
+Source: Belgioioso, Ananduta, Grammatico, Ocampo-Martinez, IEEE Trans. Smart Grid 2022; numbers in brackets are the
+paper's. Flows are tree sums, voltages and angles sums along the way to the source. With a reactive balance reactive
+flows are data, so (16a) is an interval for each active flow; with free ones it is a second-order cone. Limits that
+nothing the devices can do would reach are left out: their multipliers are 0.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike
 
-from p2penv.grid.program import EQUAL, MOST, Floats, Index, Program
+from p2penv.grid import rules
+from p2penv.grid.program import EQUAL, MOST, Floats, Index, Mask, Program
+from p2penv.grid.rules import Schedules
+from p2penv.grid.scenario import Scenario
 
-if TYPE_CHECKING:
-    from p2penv.grid.scenario import Scenario
-
-# What a prosumer's net demand η at its bus consists of beside load − solar, with its sign; (13).
+# What a prosumer's net demand η at its bus consists of beside load − solar, with its sign; (6), (13).
 DEVICES = {"curtail": 1.0, "charge": 1.0, "discharge": -1.0, "dispatch": -1.0}
-# Shared limits and what one unit of missing them costs when a day is infeasible: about 100 kW, 5 % or 1 degree are 1.
-SHARED = {
-    "import_min": 0.01,
-    "import_max": 0.01,
-    "line_min": 0.01,
-    "line_max": 0.01,
-    "line_cone": 0.01,
-    "voltage_min": 20.0,
-    "voltage_max": 20.0,
-    "angle_min": 50.0,
-    "angle_max": 50.0,
-}
-
-
-NAMES = {
-    "import_min": "the least import (12)",
-    "import_max": "the largest import (12)",
-    "line_min": "the limit (16a) of a line",
-    "line_max": "the limit (16a) of a line",
-    "line_cone": "the limit (16a) of a line",
-    "voltage_min": "the least voltage (16b)",
-    "voltage_max": "the largest voltage (16b)",
-    "angle_min": "the least angle (16b)",
-    "angle_max": "the largest angle (16b)",
-    "state_min": "the least charge (5)",
-    "state_max": "the largest charge (5)",
-    "grid_min": "no export (6)",
+# Limits that may be missed to find out why a day is infeasible: cost per unit, unit, words. About 100 kW, .05 p.u.,
+# 1 degree and 100 kWh cost 1.
+BREAKABLE = {
+    "import_min": (0.01, "kW", "the least import (12)"),
+    "import_max": (0.01, "kW", "the largest import (12)"),
+    "line_min": (0.01, "kW", "the line limit (16a)"),
+    "line_max": (0.01, "kW", "the line limit (16a)"),
+    "line_cone": (0.01, "kVA", "the line limit (16a)"),
+    "voltage_min": (20.0, "p.u.", "the least voltage (16)"),
+    "voltage_max": (20.0, "p.u.", "the largest voltage (16)"),
+    "angle_min": (50.0, "rad", "the least angle (16)"),
+    "angle_max": (50.0, "rad", "the largest angle (16)"),
+    "state_min": (0.01, "kWh", "the least charge (5)"),
+    "state_max": (0.01, "kWh", "the largest charge (5)"),
 }
 
 
 class Limits(NamedTuple):
-    """Shared limits by hour; ±inf where there is none."""
+    """Shared limits by hour; infinite where there is none."""
 
     import_min: Floats  # (H,) of σ + b [kW]
     import_max: Floats  # (H,)
@@ -57,141 +50,91 @@ class Limits(NamedTuple):
     @classmethod
     def of(cls, scenario: Scenario) -> Limits:
         """The scenario's."""
-        hours, lines, buses = scenario.hours, len(scenario.line_limit), len(scenario.feeder.buses)
 
-        def rows(value: float | Floats, width: int) -> Floats:
-            return np.broadcast_to(np.asarray(value, np.float64), (hours, width))
+        def rows(value: ArrayLike, *shape: int) -> Floats:
+            return np.broadcast_to(np.asarray(value, np.float64), (scenario.hours, *shape))
 
+        buses = scenario.feeder.size
         return cls(
-            rows(scenario.import_min, 1)[:, 0],
-            rows(scenario.import_max, 1)[:, 0],
-            rows(scenario.line_limit, lines),
+            rows(scenario.import_min),
+            rows(scenario.import_max),
+            rows(scenario.line_limit, buses - 1),
             rows(scenario.voltage_min, buses),
             rows(scenario.voltage_max, buses),
             rows(scenario.angle_limit, buses),
         )
 
 
-class Tree(NamedTuple):
-    """The feeder as a tree: line l feeds bus child[l] from bus parent[l]."""
+def add_devices(program: Program, scenario: Scenario, players: Mask, price: ArrayLike = 0.0) -> None:
+    """Dispatch (2), storage (4), (5) and curtailment of the players ``(N,)``, with their costs.
 
-    child: Index  # (L,)
-    above: Index  # (L,) the line that feeds the parent of l, −1 at the source
-    downstream: Floats  # (L, B) 1 where line l feeds bus y
-    bus: Index  # buses and lines (P,) of all pairs in which the line is on the bus's path to the source
-    line: Index
-    resistance: Floats  # (L,) p.u. per kW
-    reactance: Floats
-
-    @classmethod
-    def of(cls, scenario: Scenario) -> Tree:
-        """Of the scenario's feeder."""
-        feeder = scenario.feeder
-        parent = np.asarray(feeder.parent)
-        child = np.flatnonzero(parent >= 0)
-        number = np.full(len(parent), -1)
-        number[child] = np.arange(len(child))
-        downstream = np.asarray(feeder.downstream, np.float64)
-        bus, line = np.nonzero(downstream.T)
-        base = feeder.base_kva
-        return cls(
-            child, number[parent[child]], downstream, bus, line, feeder.resistance / base, feeder.reactance / base
-        )
-
-
-def add_devices(program: Program, scenario: Scenario, players: NDArray[np.bool_]) -> None:
-    """Dispatch (2), storage (4), (5) and curtailment of the players, with their costs."""
+    ``price (H, N)`` is paid on net demand η too [€/kWh].
+    """
     step, on = scenario.step_hours, np.broadcast_to(players, (scenario.hours, scenario.size))
-    quadratic, linear = scenario.dispatch_quadratic, scenario.dispatch_linear
-    program.add("dispatch", on & (scenario.dispatch_max > 0.0), 2.0 * step * quadratic, step * linear)
-    program.bound("dispatch", 0.0, scenario.dispatch_max)
-    stored = on & (scenario.storage_power > 0.0)
-    for name in ("charge", "discharge"):
-        program.add(name, stored, 2.0 * step * scenario.storage_cost)
-        program.bound(name, 0.0, scenario.storage_power)
-    solar = scenario.solar[: scenario.hours]
-    program.add("curtail", on & (solar > 0.0))
-    program.bound("curtail", 0.0, solar)
+    solar, stored = rules.at(scenario.solar, None), on & (scenario.storage_power > 0.0)
+    wear = 2.0 * step * scenario.storage_cost
+    marginal = 2.0 * step * scenario.dispatch_quadratic
+    for name, mask, most, quadratic, linear in (
+        ("dispatch", on & (scenario.dispatch_max > 0.0), scenario.dispatch_max, marginal, scenario.dispatch_linear),
+        ("charge", stored, scenario.storage_power, wear, 0.0),
+        ("discharge", stored, scenario.storage_power, wear, 0.0),
+        ("curtail", on & (solar > 0.0), solar, 0.0, 0.0),
+    ):
+        program.add(name, mask, quadratic, step * (linear + DEVICES[name] * np.asarray(price)))
+        program.bound(name, 0.0, most)
     # What is stored at the end of an hour [kWh].
     state = program.add("state", stored)
     low = np.array(np.broadcast_to(scenario.storage_min, state.shape))
     if scenario.final_charge:
-        low[-1] = np.maximum(low[-1], scenario.initial_charge)
+        low[-1] = scenario.initial_charge
     program.bound("state", low, scenario.storage_max)
-    before = np.concatenate([np.full_like(state[:1], -1), state[:-1]])
-    right = np.zeros(state.shape)
-    right[0] = scenario.leakage * scenario.initial_charge
+    start = np.zeros(state.shape)
+    start[0] = scenario.leakage * scenario.initial_charge
     program.require(
         "storage",
         EQUAL,
         stored,
-        right,
+        start,
         (state, 1.0),
-        (before, -scenario.leakage * np.ones(scenario.size)),
+        (np.concatenate([np.full_like(state[:1], -1), state[:-1]]), -scenario.leakage),
         (program.variables["charge"], -step * scenario.charge_efficiency),
         (program.variables["discharge"], step / scenario.discharge_efficiency),
     )
 
 
-def add_balance(program: Program, scenario: Scenario, players: NDArray[np.bool_], received: Floats | float) -> Index:
-    """Rows (6), net demand − grid exchange − trades = 0, with what is received by trades that are fixed ``(H, N)``."""
+def add_balance(program: Program, scenario: Scenario, players: Mask, received: ArrayLike = 0.0) -> Index:
+    """Rows (6), net demand − grid exchange − trades = 0 ``(H, N)``; ``received`` by trades that are fixed [kW]."""
     on = np.broadcast_to(players, (scenario.hours, scenario.size))
-    if not scenario.export:
-        program.bound("grid", 0.0, None)
     right = np.asarray(received) - base_demand(scenario)
     terms = [(program.variables[name], sign) for name, sign in DEVICES.items()]
     return program.require("balance", EQUAL, on, right, *terms, (program.variables["grid"], -1.0))
 
 
-def base_demand(scenario: Scenario) -> Floats:
-    """Load − solar of prosumers ``(H, N)`` [kW]."""
-    return scenario.demand[: scenario.hours] - scenario.solar[: scenario.hours]
-
-
-def demand_range(scenario: Scenario) -> tuple[Floats, Floats]:
-    """What net demands η ``(H, N)`` can be at least and at most, by the devices alone [kW]."""
-    base = base_demand(scenario)
-    low = base - scenario.storage_power - scenario.dispatch_max
-    return low, base + scenario.solar[: scenario.hours] + scenario.storage_power
-
-
-def trade_costs(scenario: Scenario) -> Floats:
-    """c^tr ``(M, 2)`` that the first and the second of each pair pay for what they receive [€/kWh]."""
-    costs = np.asarray(scenario.trade_cost, np.float64)
-    return np.broadcast_to(costs.reshape(len(costs), -1), (len(costs), 2))
-
-
 def add_pairs(program: Program, scenario: Scenario, balance: Index) -> None:
-    """What the first of each pair receives and delivers, (7) and (8b)."""
-    pairs = np.ones((scenario.hours, len(scenario.edges)), bool)
-    price, step = trade_costs(scenario), scenario.step_hours
-    fee = 2.0 * np.asarray(scenario.tariff)
+    """What the first of each pair receives and delivers, (7); the second does the opposite, (8b)."""
+    price, first, second = scenario.trade_cost, scenario.edges[:, 0], scenario.edges[:, 1]
+    pairs = np.ones((scenario.hours, scenario.pairs), bool)
     for name, sign in (("received", 1.0), ("delivered", -1.0)):
-        index = program.add(name, pairs, 0.0, step * (sign * (price[:, 0] - price[:, 1]) + fee))
+        cost = sign * (price[:, 0] - price[:, 1]) + 2.0 * scenario.tariff
+        index = program.add(name, pairs, 0.0, scenario.step_hours * cost)
         program.bound(name, 0.0, None)
-        program.extend(EQUAL, balance[:, scenario.edges[:, 0]], index, -sign)
-        program.extend(EQUAL, balance[:, scenario.edges[:, 1]], index, sign)
+        program.extend(EQUAL, balance[:, first], index, -sign)
+        program.extend(EQUAL, balance[:, second], index, sign)
     both = [(program.variables[name], 1.0) for name in ("received", "delivered")]
     program.require("trade_max", MOST, pairs, scenario.trade_max, *both)
 
 
-def in_slots(scenario: Scenario, received: Floats) -> Floats:
-    """Trades ``(..., N, K)`` of what the first of each pair receives ``(..., M)``."""
-    partner, pair = np.asarray(scenario.partner), np.asarray(scenario.pair)
-    own = np.arange(scenario.size)[:, None]
-    sign = np.where(partner >= 0, np.where(own < partner, 1.0, -1.0), 0.0)
-    return received[..., np.where(partner >= 0, pair, 0)] * sign
-
-
-def charge_states(scenario: Scenario, charge: Floats, discharge: Floats) -> Floats:
-    """State of charge ``(H, N)`` at the end of each hour; (5) [kWh]."""
-    state, states = scenario.initial_charge, []
-    for into, out in zip(charge, discharge, strict=True):
-        state = scenario.leakage * state + scenario.step_hours * (
-            scenario.charge_efficiency * into - out / scenario.discharge_efficiency
-        )
-        states.append(state)
-    return np.stack(states)
+def add_slots(program: Program, scenario: Scenario, balance: Index, shadow: Floats) -> None:
+    """Trades ``(H, N, K)`` that each prosumer chooses alone, paying ``shadow`` on top of c^tr [€/kWh]."""
+    params = scenario.params
+    slots = np.broadcast_to(params.slots > 0.0, shadow.shape)
+    for name, sign in (("received", 1.0), ("delivered", -1.0)):
+        cost = sign * (params.trade_cost + shadow) + scenario.tariff
+        index = program.add(name, slots, 0.0, scenario.step_hours * cost)
+        program.bound(name, 0.0, None)
+        program.extend(EQUAL, balance[..., None], index, -sign)
+    both = [(program.variables[name], 1.0) for name in ("received", "delivered")]
+    program.require("trade_max", MOST, slots, params.trade_max, *both)
 
 
 def add_import(program: Program, limits: Limits, passive: Floats, low: Floats, high: Floats) -> None:
@@ -200,26 +143,6 @@ def add_import(program: Program, limits: Limits, passive: Floats, low: Floats, h
     most, least = limits.import_max - passive, limits.import_min - passive
     program.require("import_max", MOST, high > most, most, (total, 1.0))
     program.require("import_min", MOST, low < least, -least, (total, -1.0))
-
-
-def passive(scenario: Scenario) -> tuple[Floats, Floats]:
-    """Active and reactive passive demand ``(H, B)`` [kW, kvar]."""
-    return scenario.passive_active[: scenario.hours], scenario.passive_reactive[: scenario.hours]
-
-
-def bus_demand(scenario: Scenario) -> tuple[Floats, Floats]:
-    """Active and reactive demand ``(H, B)`` at buses with all devices at rest [kW, kvar]."""
-    active, reactive = passive(scenario)
-    load = scenario.demand[: scenario.hours]
-    ratio = np.tan(np.arccos(scenario.power_factor))
-    return active + at_buses(scenario, base_demand(scenario)), reactive + at_buses(scenario, ratio * load)
-
-
-def at_buses(scenario: Scenario, values: Floats) -> Floats:
-    """Sums ``(H, B)`` of prosumers' values ``(H, N)`` at their buses."""
-    place = np.zeros((scenario.size, len(scenario.feeder.buses)))
-    place[np.arange(scenario.size), scenario.bus] = 1.0
-    return values @ place
 
 
 def add_network(
@@ -231,74 +154,125 @@ def add_network(
         program: with devices.
         scenario: the scenario.
         limits: shared limits.
-        base: ``(H, B)`` net demand at buses without the devices in the program [kW].
+        base: ``(H, B)`` net demand at buses with the program's devices at rest [kW].
         low: ``(H, B)`` least net demand at buses.
         high: ``(H, B)`` largest.
-        reactive: ``(H, B)`` reactive demand at buses [kvar]; not used with free reactive flows.
+        reactive: ``(H, B)`` reactive demand at buses; not used with free reactive flows [kvar].
     """
-    tree = Tree.of(scenario)
-    down, r, x = tree.downstream, tree.resistance, tree.reactance
+    params, feeder = scenario.params, scenario.feeder
+    down, r, x = params.downstream, params.resistance, params.reactance
     least, most = low @ down.T, high @ down.T
     q = reactive @ down.T if scenario.reactive else np.zeros(least.shape)
     cap = np.sqrt(np.maximum(limits.line**2 - q**2, 0.0))
-    # Drops of voltage and of angle from the source, without those by active flows.
-    drop, lag = (q * x) @ down, (-q * r) @ down
+    # Drops Σ(rp + xq) of voltage and Σ(xp − rq) of angle from the source: the parts of reactive flows, and room for p.
+    drop, lag = (q * x) @ down, -(q * r) @ down
     rooms = {
-        "voltage_min": (1.0, 1.0 - limits.voltage_min - drop),
-        "voltage_max": (-1.0, limits.voltage_max - 1.0 + drop),
-        "angle_min": (1.0, limits.angle - lag),
-        "angle_max": (-1.0, limits.angle + lag),
+        "voltage_min": (1.0, r, x, 1.0 - limits.voltage_min - drop),
+        "voltage_max": (-1.0, r, x, limits.voltage_max - 1.0 + drop),
+        "angle_min": (1.0, x, -r, limits.angle - lag),
+        "angle_max": (-1.0, x, -r, limits.angle + lag),
     }
     kept = {"line": np.maximum(np.abs(least), np.abs(most)) > cap}
-    for name, (sign, room) in rooms.items():
-        weight = r if name.startswith("voltage") else x
-        kept[name] = np.maximum((sign * least * weight) @ down, (sign * most * weight) @ down) > room
+    for name, (sign, weight, _, room) in rooms.items():
+        kept[name] = np.maximum(sign * (least * weight) @ down, sign * (most * weight) @ down) > room
     if not scenario.reactive:
-        # Free reactive flows are 0 in hours in which nothing is reached then; in others every limit counts.
+        # Free reactive flows may as well be 0 where nothing is reached then; elsewhere every limit of the hour counts.
         hours = np.any([each.any(axis=1) for each in kept.values()], axis=0)[:, None]
-        kept = {name: hours & np.isfinite(room) for name, (_, room) in rooms.items()} | {
-            "line": hours & np.isfinite(cap)
+        kept = {"line": hours & np.isfinite(cap)} | {
+            name: hours & np.isfinite(room) & (feeder.parent >= 0) for name, (_, _, _, room) in rooms.items()
         }
-        for name in rooms:
-            kept[name][:, np.asarray(scenario.feeder.parent) < 0] = False
-    wanted = kept["line"].copy()
-    for name in rooms:
-        wanted |= (kept[name] @ down.T) > 0.0
     # With a line all those it feeds: flows are sums over the lines below.
-    wanted = (wanted.astype(np.float64) @ down[:, tree.child]) > 0.0
+    wanted = kept["line"] | np.any([(kept[name] @ down.T) > 0.0 for name in rooms], axis=0)
+    wanted = wanted.astype(np.float64) @ down[:, feeder.fed] > 0.0
     flow = program.add("flow", wanted)
-    rows = program.require("flow", EQUAL, wanted, base[:, tree.child], (flow, 1.0))
-    lower = np.flatnonzero(tree.above >= 0)
-    program.extend(EQUAL, rows[:, tree.above[lower]], flow[:, lower], -1.0)
-    feeds = np.full(base.shape[1], -1)
-    feeds[tree.child] = np.arange(len(tree.child))
-    line = feeds[scenario.bus]
-    own = np.where(line >= 0, rows[:, line], -1)
+    rows = program.require("flow", EQUAL, wanted, base[:, feeder.fed], (flow, 1.0))
+    line_of = np.full(feeder.size, -1)
+    line_of[feeder.fed] = np.arange(len(feeder.fed))
+    above = line_of[feeder.parent[feeder.fed]]
+    program.extend(EQUAL, rows[:, above[above >= 0]], flow[:, above >= 0], -1.0)
     for name, sign in DEVICES.items():
-        program.extend(EQUAL, own, program.variables[name], -sign)
+        program.extend(EQUAL, rows[:, line_of[scenario.bus]], program.variables[name], -sign)
+    free = program.add("reactive", wanted & (not scenario.reactive))
     if scenario.reactive:
         program.require("line_max", MOST, kept["line"], cap, (flow, 1.0))
         program.require("line_min", MOST, kept["line"], cap, (flow, -1.0))
     else:
-        free = program.add("reactive", wanted)
         program.discs("line_cone", kept["line"], cap, flow, free)
-    for name, (sign, room) in rooms.items():
-        first, second = (r, x) if name.startswith("voltage") else (x, -r)
+    bus, line = np.nonzero(down.T)  # every bus and each line on its way to the source
+    for name, (sign, first, second, room) in rooms.items():
         rows = program.require(name, MOST, kept[name], room)
-        program.extend(MOST, rows[:, tree.bus], flow[:, tree.line], sign * first[tree.line])
-        if not scenario.reactive:
-            program.extend(MOST, rows[:, tree.bus], free[:, tree.line], sign * second[tree.line])
+        program.extend(MOST, rows[:, bus], flow[:, line], sign * first[line])
+        program.extend(MOST, rows[:, bus], free[:, line], sign * second[line])
+
+
+def base_demand(scenario: Scenario) -> Floats:
+    """Load − solar of prosumers ``(H, N)`` [kW]."""
+    return rules.at(scenario.demand, None) - rules.at(scenario.solar, None)
+
+
+def demand_range(scenario: Scenario) -> tuple[Floats, Floats]:
+    """What net demands η ``(H, N)`` can be at least and at most, by the devices alone [kW]."""
+    base = base_demand(scenario)
+    low = base - scenario.storage_power - scenario.dispatch_max
+    return low, base + rules.at(scenario.solar, None) + scenario.storage_power
+
+
+def slots_of(scenario: Scenario, values: Floats) -> Floats:
+    """Values ``(..., M)`` of pairs in the slots ``(..., N, K)`` of both, 0 in empty ones."""
+    return values[..., scenario.pair] * scenario.params.slots
+
+
+def trade_of(scenario: Scenario, received: Floats) -> Floats:
+    """Trades ``(..., N, K)`` of what the first of each pair receives ``(..., M)`` [kW]."""
+    own = np.arange(scenario.size)[:, None]
+    return slots_of(scenario, received) * np.where(own < scenario.partner, 1.0, -1.0)
+
+
+def charge_states(scenario: Scenario, charge: Floats, discharge: Floats) -> Floats:
+    """State of charge ``(H, N)`` at the end of each hour by (5), whatever the bounds [kWh]."""
+    state, states = scenario.initial_charge, []
+    for into, out in zip(charge, discharge, strict=True):
+        stored = scenario.charge_efficiency * into - out / scenario.discharge_efficiency
+        state = scenario.leakage * state + scenario.step_hours * stored
+        states.append(state)
+    return np.stack(states)
+
+
+def polished(scenario: Scenario, program: Program, x: Floats, trade: Floats | None = None) -> tuple[Schedules, Floats]:
+    """Schedules within device and trade limits with (6) and (8b) exact, and the variables that go with them."""
+    found: dict[str, Any] = {name: program.value(name, x) for name in program.variables}
+    high = {"dispatch": scenario.dispatch_max, "charge": scenario.storage_power, "discharge": scenario.storage_power}
+    high["curtail"] = rules.at(scenario.solar, None)
+    for name in DEVICES:
+        found[name] = np.clip(found[name], 0.0, high[name])
+    devices = {name: found[name] for name in ("dispatch", "charge", "discharge", "curtail")}
+    if trade is None:
+        trade = np.zeros((scenario.hours, scenario.size, scenario.slots))
+    if "received" in found:
+        paired = found["received"].ndim == 2
+        most = scenario.trade_max if paired else scenario.params.trade_max
+        for name in ("received", "delivered"):
+            found[name] = np.clip(found[name], 0.0, most)
+        amount = found["received"] - found["delivered"]
+        trade = trade_of(scenario, amount) if paired else amount
+    found["grid"] = rules.grid_exchange(scenario.params, **devices, trade=trade)
+    schedules = Schedules(**devices, grid=found["grid"], trade=trade)
+    found["total"] = found["grid"].sum(axis=1)
+    found["state"] = charge_states(scenario, found["charge"], found["discharge"])
+    found["flow"] = rules.state_of(scenario.params, rules.net_demand(schedules)).active
+    polished = x.copy()
+    for name, index in program.variables.items():
+        polished[index[index >= 0]] = found[name][index >= 0]
+    return schedules, polished
 
 
 def place(scenario: Scenario, name: str, where: tuple[np.intp, ...]) -> str:
     """Where a row of that name is, in words."""
-    hour = f" in hour {where[0]}"
-    if len(where) == 1:
-        return hour
-    buses, parent = scenario.feeder.buses, np.asarray(scenario.feeder.parent)
+    owner = ""
     if name.startswith("line"):
-        child = int(Tree.of(scenario).child[where[1]])
-        return f" {buses[parent[child]]}-{buses[child]}{hour}"
-    if name.startswith(("voltage", "angle")):
-        return f" at bus {buses[where[1]]}{hour}"
-    return f" of prosumer {where[1]}{hour}"
+        owner = f" of line {scenario.feeder.lines[where[1]]}"
+    elif name.startswith(("voltage", "angle")):
+        owner = f" at bus {scenario.feeder.buses[where[1]]}"
+    elif len(where) > 1:
+        owner = f" of prosumer_{where[1]}"
+    return f"{owner} in hour {where[0]}"
