@@ -1,6 +1,7 @@
 """Learning in the private energy market: what learners are paid, and that they beat the rules."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -71,8 +72,49 @@ def test_ppo_beats_truth_and_batteries_by_rule():
     rules = [returns(env, baselines.make(env, name)).mean() for name in ("truthful", "battery", "battery_best_loads")]
     assert found["episode_reward_truthful"] == pytest.approx(rules[0])
     assert found["episode_reward_learned"] > max(rules)
-    assert (run / "report.html").is_file()
+    gains = [row["episode_gain"] for row in found["agents"]]
+    assert np.mean(gains) == pytest.approx(found["episode_reward_learned"] - rules[0])
+    assert found["payoff_change"] == pytest.approx(np.mean(gains) / rules[0])
+    page = (run / "report.html").read_text()
+    # Truth is no equilibrium: homes without battery move loads, homes with one charge it.
+    assert "NashConv" not in page
+    assert "equilibrium</h" not in page
+    assert "<th>gain [cents]</th>" in page
     assert (run / "learned.png").is_file()
+
+
+def test_cli_evaluates_whole_days(folder):
+    """What batteries bring shows in rewards of days only; where no report may be untrue, no NashConv is claimed."""
+    small = [
+        "-o",
+        "homes=6",
+        "-o",
+        "windows=24",
+        "-o",
+        "minutes=30",
+        "-o",
+        "battery_capacity=3",
+        "-o",
+        "battery_power=2",
+    ]
+    result = CliRunner().invoke(app, ["evaluate", "pem", "--policy", "battery", *small, "--json", "found.json"])
+    assert result.exit_code == 0, result.output
+    env = p2penv.make_functional("pem_v0", homes=6, windows=24, minutes=30, battery_capacity=3, battery_power=2)
+    gain = (returns(env, baselines.make(env, "battery")) - returns(env, env.policy("truthful")))[0]
+    assert np.abs(gain).max() > 1.0
+    stored = json.loads((folder / "found.json").read_text())["pem_v0"]["day300"]["battery"]["seed_0"]
+    assert stored["absolute_metrics"]["episode_gain"] == [pytest.approx(gain.mean())]
+    assert stored["absolute_metrics"]["least_gain"] == [pytest.approx(gain.min())]
+    text = " ".join(result.output.split())
+    for name, value in zip(env.scenario.agents, gain, strict=True):
+        assert re.search(rf"{name} \S+ \S+ {value + 0.0:.3f} ", text), name
+    assert "NashConv" not in text
+    assert "nothing: no misreport is allowed" in text
+    assert max(map(len, result.output.splitlines())) <= 80
+    assert "…" not in result.output
+    lying = CliRunner().invoke(app, ["evaluate", "pem", *small, "-o", "demand_cap=0.5"])
+    assert "NashConv" in lying.output
+    assert "misreports within the caps" in " ".join(lying.output.split())
 
 
 def test_cli_trains_with_misreports_on(folder):

@@ -131,14 +131,15 @@ def solve(
 ) -> None:
     """Exact equilibrium, planner and truthful play."""
     from training import tables
-    from training.evaluate import evaluate
+    from training.evaluate import episodes, evaluate, whole
 
     env = _env(market, _options(scenario, horizon, option))
     results = {}
     for name in env.policies:
         found = evaluate(env, env.policy(name))
-        tables.print_evaluation(found, name, console)
-        results[name] = found.summary()
+        played = episodes(env, env.policy(name)) if whole(env) else None
+        tables.print_evaluation(found, name, console, played)
+        results[name] = found.summary() | ({} if played is None else played.numbers)
     _file(json_, results)
 
 
@@ -225,8 +226,8 @@ def evaluate(
 ) -> None:
     """Exact exploitability and costs of any mix of policies."""
     from training import tables
+    from training.evaluate import episodes, marl_eval, whole
     from training.evaluate import evaluate as measure
-    from training.evaluate import marl_eval
     from training.policies import MixedPolicy, resolve
 
     options = _options(scenario, horizon, option)
@@ -244,13 +245,16 @@ def evaluate(
                     f"--agent must look like {names[0]}=POLICY with an agent of {names[0]} … {names[-1]}; got {pair!r}"
                 )
             others[names.index(who)] = resolve(env, what)
-        found = measure(env, MixedPolicy(resolve(env, policy), others), contexts, seed)
+        mixed = MixedPolicy(resolve(env, policy), others)
+        found = measure(env, mixed, contexts, seed)
+        played = episodes(env, mixed, seed=seed) if whole(env) else None
     except (ValueError, FileNotFoundError) as error:
         raise typer.BadParameter(str(error)) from None
     title = " ".join([policy, *(agent or [])])
-    tables.print_evaluation(found, title, console)
+    tables.print_evaluation(found, title, console, played)
     tables.print_infos(found, console)
-    final = {key: value for key, value in found.summary().items() if isinstance(value, int | float)}
+    numbers = found.summary() | ({} if played is None else played.numbers)
+    final = {key: value for key, value in numbers.items() if isinstance(value, int | float)}
     _file(json_, marl_eval(_market(market), env.scenario.name, title, seed, [], final))
 
 

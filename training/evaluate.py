@@ -22,6 +22,7 @@ from p2penv.faces.runner import Runner
 
 Floats = NDArray[np.float64]
 HELD_OUT = 2**31  # contexts come from seeds that training does not use
+EPISODES = 2  # played to the end where what is done in one step pays in others
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,8 @@ class Evaluation:
     """what else the market measures and, unless it has ``infos="none"``, reports; averaged: (N,) or ()"""
     regret_bound: Floats | None = None
     """(N,) proven bound on the exploitability, where the market has one"""
+    deviations: str | None = None
+    """what the exploitability is over, if not all an agent can do; empty if nothing the options allow"""
 
     @property
     def nashconv(self) -> float:
@@ -111,6 +114,7 @@ class Evaluation:
             "equilibrium": self.equilibrium,
             "reference": self.reference,
             "money": self.money,
+            "deviations": self.deviations,
             "agents": self.rows(),
         }
 
@@ -203,6 +207,7 @@ def evaluate(env: MarketEnv, policy: Policy, contexts: int = 100, seed: int = 0)
         equilibrium=env.equilibrium,
         reference=env.reference,
         money=env.money,
+        deviations=getattr(env, "deviations", None),
         info=infos,
         **means,
     )
@@ -228,6 +233,62 @@ def returns(env: MarketEnv, policy: Policy, episodes: int = 1, seed: int = 0) ->
         actions = np.asarray(policy.act(runner.params, runner.observations(state), known, noise), np.float64)
         total += runner.step(runner.check(actions)).reward
     return total
+
+
+@dataclass(frozen=True)
+class Episodes:
+    """Rewards of whole episodes, averaged over them, beside those of the market's reference; in its unit of money."""
+
+    agents: list[str]
+    reward: Floats
+    """(N,) undiscounted"""
+    reward_reference: Floats
+    """(N,) in the same episodes"""
+    reference: str
+    money: str
+
+    @property
+    def gain(self) -> Floats:
+        """(N,) reward over that of the reference."""
+        return self.reward - self.reward_reference
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        """Means over agents, and the gain of the one who gains least."""
+        return {
+            "episode_reward": float(self.reward.mean()),
+            "episode_reward_reference": float(self.reward_reference.mean()),
+            "episode_gain": float(self.gain.mean()),
+            "least_gain": float(self.gain.min()),
+        }
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row an agent."""
+        return [
+            {"episode_reward": float(reward), "episode_reference": float(usual), "episode_gain": float(reward - usual)}
+            for reward, usual in zip(self.reward, self.reward_reference, strict=True)
+        ]
+
+
+def whole(env: MarketEnv) -> bool:
+    """Whether a market is played through while ``assess`` judges single steps: then these do not tell it all."""
+    return env.discount > 0.0 and not env.episodic
+
+
+def episodes(env: MarketEnv, policy: Policy, count: int = EPISODES, seed: int = 0) -> Episodes:
+    """Play held-out episodes to the end, by a policy and by the market's reference.
+
+    Args:
+        env: the functional environment.
+        policy: the joint policy.
+        count: number of episodes; one is all there is where neither market nor policy draws anything.
+        seed: of the held-out episodes.
+    """
+    usual = env.policy(env.reference)
+    drawn = any((env.initial_noise, env.noise, policy.noise))
+    played, expected = (returns(env, each, count if drawn else 1, seed).mean(axis=0) for each in (policy, usual))
+    agents = [f"{role.name}_{n}" for role in env.roles for n in range(role.count)]
+    return Episodes(agents, played, expected, env.reference, env.money)
 
 
 def marl_eval(

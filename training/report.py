@@ -35,8 +35,8 @@ pre{background:#f6f6f6;padding:1rem;border-radius:.5rem;overflow-x:auto;font-siz
 </style></head><body>
 <h1>$title</h1><p class="lead">$lead</p>
 <div class="tiles">$tiles</div>
-<h2>Learning against the equilibrium</h2><img alt="learning curve and NashConv over training" src="$curve">
-<h2>Per agent</h2><img alt="utility gap per agent, learned and equilibrium" src="$bars">$table
+<h2>$against</h2><img alt="learning curve" src="$curve">
+<h2>Per agent</h2><img alt="gain per agent" src="$bars">$table
 <h2>The market as learned</h2><img alt="the market after one learned step" src="$picture">
 <h2>Configuration</h2><pre>$config</pre>
 </body></html>
@@ -56,19 +56,13 @@ def write(folder: Path) -> Path:
     metrics = json.loads(path.read_text(encoding="utf-8"))
     curve = read_csv(folder / "curve.csv")
     config = (folder / "config.json").read_text(encoding="utf-8")
-    share = metrics["nashconv_ratio"]
     usual, money = _usual(metrics)
+    step = "" if metrics.get("deviations") is None else " of a step"
     tiles = [
-        ("none", f"NashConv of {usual} play: it is an equilibrium")
-        if share is None
-        else (f"{share:.3%}", f"NashConv of the learned profile, of {usual} play's"),
-        (
-            f"{metrics['nashconv_learned']:.5f} {money}",
-            f"NashConv learned ({usual} {metrics['nashconv_truthful']:.4f})",
-        ),
+        *(_nashconv(metrics) if metrics.get("deviations") != "" else []),
         (
             f"{metrics['social_cost_learned']:.3f} {money}",
-            f"social cost (equilibrium {metrics['social_cost_equilibrium']:.3f})",
+            f"social cost{step} (equilibrium {metrics['social_cost_equilibrium']:.3f})",
         ),
         (f"{metrics['train_seconds']:.1f} s", f"training, {metrics['agent_steps']:,} agent-steps"),
     ]
@@ -76,7 +70,7 @@ def write(folder: Path) -> Path:
         learned, truthful = metrics["episode_reward_learned"], metrics["episode_reward_truthful"]
         tiles.insert(0, (f"{learned:.2f}", f"reward of an episode, mean of agents ({usual} {truthful:.2f})"))
     page = PAGE.substitute(
-        title=escape(f"{metrics['market']} · {metrics['scenario']}: learned against equilibrium"),
+        title=escape(f"{metrics['market']} · {metrics['scenario']}: learned against {_rival(metrics)}"),
         lead=escape(
             f"{metrics['algorithm'].upper()}, {metrics['learners']} learners, seed {metrics['seed']}, horizon "
             f"{metrics['horizon']}; measures are exact, averaged over {metrics['contexts']} context(s)."
@@ -84,6 +78,7 @@ def write(folder: Path) -> Path:
         tiles="".join(
             f'<div class="tile"><b>{escape(value)}</b><span>{escape(text)}</span></div>' for value, text in tiles
         ),
+        against=f"Learning against {_rival(metrics)}",
         curve=_embed(curve_figure(curve, metrics)),
         bars=_embed(bars_figure(metrics)),
         picture=_embed(market_figure(folder)),
@@ -95,6 +90,27 @@ def write(folder: Path) -> Path:
     target = folder / "report.html"
     write_text(target, page)
     return target
+
+
+def _nashconv(metrics: dict[str, Any]) -> list[tuple[str, str]]:
+    """Tiles of NashConv, and over what deviations it is if not over all."""
+    share, over = metrics["nashconv_ratio"], metrics.get("deviations")
+    usual, money = _usual(metrics)
+    what = "it is an equilibrium" if over is None else f"over {over}"
+    return [
+        ("none", f"NashConv of {usual} play: {what}")
+        if share is None
+        else (f"{share:.3%}", f"NashConv of the learned profile, of {usual} play's"),
+        (
+            f"{metrics['nashconv_learned']:.5f} {money}",
+            f"NashConv learned ({usual} {metrics['nashconv_truthful']:.4f})" + (f", over {over}" if over else ""),
+        ),
+    ]
+
+
+def _rival(metrics: dict[str, Any]) -> str:
+    """What learned play is held against: where no deviation is measured, what it is compared with."""
+    return f"{_usual(metrics)[0]} play" if metrics.get("deviations") == "" else "equilibrium"
 
 
 def _usual(metrics: dict[str, Any]) -> tuple[str, str]:
@@ -131,14 +147,20 @@ def _draw_curve(axes: NDArray[Any], curve: list[dict[str, float]], metrics: dict
     steps = np.array([row["agent_steps"] for row in curve]) / 1e6
     if "episode_gain" in curve[0]:
         left.plot(steps, [row["episode_gain"] for row in curve], color=LEARNED, lw=2, label="learned")
-        left.set_ylabel(f"episode reward over that of {usual}, mean")
+        left.set_ylabel(f"gain of an episode on {usual}, mean")
     else:
         _draw_social(left, steps, curve, metrics)
     left.axhline(0.0, color=TRUTH, lw=1, label=usual)
-    right.semilogy(steps, np.maximum([row["nashconv"] for row in curve], 1e-9), color=LEARNED, lw=2, label="learned")
-    if metrics["nashconv_truthful"] > 0:
-        right.axhline(metrics["nashconv_truthful"], color=TRUTH, label=usual)
-    right.set_ylabel(f"NashConv [{money}]")
+    if metrics.get("deviations") == "" and "least_gain" in curve[0]:
+        right.plot(steps, [row["least_gain"] for row in curve], color=LEARNED, lw=2, label="learned")
+        right.axhline(0.0, color=TRUTH, lw=1, label=usual)
+        right.set_ylabel("the same, of the agent that gains least")
+    else:
+        nashconv = np.maximum([row["nashconv"] for row in curve], 1e-9)
+        right.semilogy(steps, nashconv, color=LEARNED, lw=2, label="learned")
+        if metrics["nashconv_truthful"] > 0:
+            right.axhline(metrics["nashconv_truthful"], color=TRUTH, label=usual)
+        right.set_ylabel(f"NashConv [{money}]")
     for panel in axes:
         panel.set_xlabel("million agent-steps")
         panel.grid(alpha=0.25)
@@ -201,8 +223,12 @@ def _embed(figure: Figure) -> str:
 def _table(metrics: dict[str, Any]) -> str:
     rows = metrics["agents"]
     usual, money = _usual(metrics)
-    names = (usual, "equilibrium", "learned", "utility gap", "exploitability")
-    columns = ("cost_truthful", "cost_equilibrium", "cost", "utility_gap", "exploitability")
+    names = [usual, "equilibrium", "learned", "utility gap", "exploitability"]
+    columns = ["cost_truthful", "cost_equilibrium", "cost", "utility_gap", "exploitability"]
+    over = metrics.get("deviations")
+    if over is not None and "episode_reference" in rows[0]:
+        names = [f"{usual}, episode", "learned, episode", "gain", *["exploitability"] * (over != "")]
+        columns = ["episode_reference", "episode_reward", "episode_gain", *["exploitability"] * (over != "")]
     head = "".join(f"<th>{escape(text)}</th>" for text in ("agent", *(f"{name} [{money}]" for name in names)))
     body = "".join(
         f"<tr><td>{escape(row['agent'])}</td>"

@@ -8,7 +8,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from training.evaluate import Evaluation
+from training.evaluate import Episodes, Evaluation
 
 if TYPE_CHECKING:
     from training.privacy import Privacy
@@ -31,6 +31,16 @@ def _agents(rows: list[dict[str, Any]], played: str, reference: str, money: str)
     return table
 
 
+def _episodes(rows: list[dict[str, Any]], names: list[str], played: str, reference: str, money: str) -> Table:
+    table = Table(title=f"reward of an episode per agent [{money}]", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("agent")
+    for column in (reference, played, "gain"):
+        table.add_column(column, justify="right")
+    for name, row in zip(names, rows, strict=True):
+        table.add_row(name, *(f"{row[f'episode_{key}']:.3f}" for key in ("reference", "reward", "gain")))
+    return table
+
+
 def _pairs(rows: list[tuple[str, str]]) -> Table:
     table = Table(show_header=False)
     table.add_column("measure")
@@ -40,9 +50,10 @@ def _pairs(rows: list[tuple[str, str]]) -> Table:
     return table
 
 
-def _contexts(count: int, nearest: int, equilibrium: str) -> list[tuple[str, str]]:
+def _contexts(count: int, nearest: int, equilibrium: str, deviations: str | None) -> list[tuple[str, str]]:
     empty = [("contexts without a feasible joint set", str(nearest))] if nearest else []
-    return [("equilibrium", equilibrium), ("contexts", str(count)), *empty]
+    over = [] if deviations is None else [("exploitability is over", deviations or "nothing: no misreport is allowed")]
+    return [("equilibrium", equilibrium), *over, ("contexts", str(count)), *empty]
 
 
 def _ratio(value: float | None) -> str:
@@ -52,7 +63,13 @@ def _ratio(value: float | None) -> str:
 def print_training(metrics: dict[str, Any], console: Console) -> None:
     """Learned play beside the market's reference and equilibrium."""
     reference = metrics["reference"].replace("_", " ")
-    console.print(_agents(metrics["agents"], "learned", reference, metrics["money"]))
+    over, agents, money = metrics["deviations"], metrics["agents"], metrics["money"]
+    # Where exploitability is over part of what agents do, so are the costs of single steps.
+    if over is not None and "episode_gain" in agents[0]:
+        console.print(_episodes(agents, [row["agent"] for row in agents], "learned", reference, money))
+    else:
+        console.print(_agents(agents, "learned", reference, money))
+    step = "" if over is None else " of a step"
     share = metrics["nashconv_ratio"]
     # Where truth is an equilibrium there is nothing to compare with.
     compared = "" if share is None else f" ({share:.3%} of {reference})"
@@ -61,25 +78,28 @@ def print_training(metrics: dict[str, Any], console: Console) -> None:
         for name, label in (("truthful", reference), ("learned", "learned"))
         if f"episode_reward_{name}" in metrics
     ]
+    nashconv = [
+        (f"NashConv, {reference}", f"{metrics['nashconv_truthful']:.4f}"),
+        ("NashConv, untrained", f"{metrics['nashconv_untrained']:.4f}"),
+        ("NashConv, learned", f"{metrics['nashconv_learned']:.5f}{compared}"),
+        ("most one agent could gain, of its payoff", f"{metrics['regret_share']:.3%}"),
+    ]
     console.print(
         _pairs(
             [
                 *episode,
-                (f"social cost, {reference}", f"{metrics['social_cost_truthful']:.4f}"),
-                ("social cost, equilibrium", f"{metrics['social_cost_equilibrium']:.4f}"),
-                ("social cost, learned", f"{metrics['social_cost_learned']:.4f}"),
-                ("social cost, planner", f"{metrics['social_cost_coordinated']:.4f}"),
+                (f"social cost{step}, {reference}", f"{metrics['social_cost_truthful']:.4f}"),
+                (f"social cost{step}, equilibrium", f"{metrics['social_cost_equilibrium']:.4f}"),
+                (f"social cost{step}, learned", f"{metrics['social_cost_learned']:.4f}"),
+                (f"social cost{step}, planner", f"{metrics['social_cost_coordinated']:.4f}"),
                 ("price of anarchy, equilibrium", _ratio(metrics["price_of_anarchy"])),
                 ("price of anarchy, learned", _ratio(metrics["price_of_anarchy_learned"])),
-                (f"NashConv, {reference}", f"{metrics['nashconv_truthful']:.4f}"),
-                ("NashConv, untrained", f"{metrics['nashconv_untrained']:.4f}"),
-                ("NashConv, learned", f"{metrics['nashconv_learned']:.5f}{compared}"),
-                ("most one agent could gain, of its payoff", f"{metrics['regret_share']:.3%}"),
+                *(nashconv if over != "" else []),
                 (
                     f"payoff against {reference}, all; worst agent",
                     "{payoff_change:+.2%}; {payoff_change_worst:+.2%}".format(**metrics),
                 ),
-                *_contexts(metrics["contexts"], metrics["contexts_without_feasible_set"], metrics["equilibrium"]),
+                *_contexts(metrics["contexts"], metrics["contexts_without_feasible_set"], metrics["equilibrium"], over),
                 ("agent-steps", f"{metrics['agent_steps']:,}"),
                 ("training seconds", f"{metrics['train_seconds']:.1f}"),
             ]
@@ -87,11 +107,28 @@ def print_training(metrics: dict[str, Any], console: Console) -> None:
     )
 
 
-def print_evaluation(found: Evaluation, title: str, console: Console) -> None:
-    """Measures of one profile."""
+def print_evaluation(found: Evaluation, title: str, console: Console, played: Episodes | None = None) -> None:
+    """Measures of one profile, those of whole episodes first where single steps do not tell it all."""
     console.print(f"[bold]{title}[/bold]")
     reference = found.reference.replace("_", " ")
+    if played is not None:
+        console.print(_episodes(played.rows(), played.agents, "played", reference, played.money))
+        numbers = played.numbers
+        console.print(
+            _pairs(
+                [
+                    (
+                        f"reward of an episode, mean of agents, {reference}",
+                        f"{numbers['episode_reward_reference']:.4f}",
+                    ),
+                    ("reward of an episode, mean of agents, played", f"{numbers['episode_reward']:.4f}"),
+                    ("gain of the agent that gains least", f"{numbers['least_gain']:.4f}"),
+                ]
+            )
+        )
+        console.print("Single steps, what moves the state as played:")
     console.print(_agents(found.rows(), "played", reference, found.money))
+    nashconv = [("NashConv", f"{round(found.nashconv, 6) + 0.0:.6f} ± {found.interval:.6f}")]
     console.print(
         _pairs(
             [
@@ -101,8 +138,8 @@ def print_evaluation(found: Evaluation, title: str, console: Console) -> None:
                 ("social cost, planner", f"{found.social_cost_coordinated:.4f}"),
                 ("price of anarchy, equilibrium", _ratio(found.price_of_anarchy)),
                 ("price of anarchy, played", _ratio(found.price_of_anarchy_played)),
-                ("NashConv", f"{round(found.nashconv, 6) + 0.0:.6f} ± {found.interval:.6f}"),
-                *_contexts(found.contexts, found.nearest, found.equilibrium),
+                *(nashconv if found.deviations != "" else []),
+                *_contexts(found.contexts, found.nearest, found.equilibrium, found.deviations),
             ]
         )
     )
@@ -111,7 +148,7 @@ def print_evaluation(found: Evaluation, title: str, console: Console) -> None:
 def print_infos(found: Evaluation, console: Console) -> None:
     """What the market reports of the profile: averages per agent, then those of the market."""
     columns = [key for key, value in found.info.items() if value.ndim == 1]
-    table = Table("agent", title="averages per agent")
+    table = Table("agent", title="averages per agent", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for key in columns:
         table.add_column(key.replace("_", " "), justify="right")
     for index, agent in enumerate(found.agents):

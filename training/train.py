@@ -17,7 +17,7 @@ from stable_baselines3.common.vec_env import VecEnv
 import p2penv
 from p2penv.core.contract import MarketEnv
 from training import report, tables
-from training.evaluate import Evaluation, evaluate, marl_eval, returns
+from training.evaluate import EPISODES, Episodes, Evaluation, evaluate, marl_eval, returns
 from training.policies import ALGORITHMS, LearnedPolicy, model_paths
 from training.runs import (
     TrainConfig,
@@ -30,9 +30,6 @@ from training.runs import (
     write_json,
 )
 from training.sb3 import AgentVecEnv, Relay, learn, make_env, make_models
-
-# Where what is done now pays later, stage measures do not tell it all: also the reward of whole episodes.
-EPISODE, EPISODES = "episode_gain", 2
 
 
 def make_market(config: TrainConfig) -> MarketEnv:
@@ -47,7 +44,7 @@ class Watch(BaseCallback):
         super().__init__()
         self.run = run
         self.progress = progress
-        self.bar = progress.add_task("training", total=run.config.steps, completed=run.done, nashconv=float("nan"))
+        self.bar = progress.add_task("training", total=run.config.steps, completed=run.done, shown="")
         self.spent = run.seconds
         self.rollouts = 0
         self.overhead = 0.0
@@ -74,7 +71,9 @@ class Watch(BaseCallback):
         # Measuring is not training: its time is kept apart.
         begun = time.perf_counter()
         row = self.run.measure()
-        self.progress.update(self.bar, nashconv=row["nashconv"])
+        gain = row.get("episode_gain")
+        shown = f"NashConv {row['nashconv']:.4f}" if gain is None else f"gain of an episode {gain:.4f}"
+        self.progress.update(self.bar, shown=shown)
         for key in ("nashconv", "social_gap"):
             self.logger.record(f"equilibrium/{key}", row[key])
         self.run.save()
@@ -107,7 +106,8 @@ class Run:
             self.seconds = self.curve[-1]["seconds"]
         self.policy = LearnedPolicy(self.models, len(self.agents))
         usual = self.env.policy(self.env.reference)
-        self.truthful = returns(self.env, usual, EPISODES) if self.env.discount > 0.0 else None
+        # Where what is done now pays later, stage measures do not tell it all: also the reward of whole episodes.
+        self.usual = returns(self.env, usual, EPISODES).mean(axis=0) if self.env.discount > 0.0 else None
         self.interval = config.eval_every if config.algorithm == "ppo" else max(1, 10 * config.eval_every)
 
     def measure(self) -> dict[str, float]:
@@ -120,10 +120,17 @@ class Run:
             "social_gap": found.social_gap,
             "mean_reward": float(found.utility_gap.mean()),
         }
-        if self.truthful is not None:
-            row[EPISODE] = float((returns(self.env, self.policy, EPISODES) - self.truthful).mean())
+        if (played := self.episodes()) is not None:
+            row |= {key: played.numbers[key] for key in ("episode_gain", "least_gain")}
         self.curve.append(row)
         return row
+
+    def episodes(self) -> Episodes | None:
+        """Rewards of whole episodes, where they are more than those of single steps."""
+        if self.usual is None:
+            return None
+        total = returns(self.env, self.policy, EPISODES).mean(axis=0)
+        return Episodes(self.agents, total, self.usual, self.env.reference, self.env.money)
 
     def evaluate(self, contexts: int | None = None) -> Evaluation:
         """Exact measures of the deterministic policy in held-out contexts."""
@@ -141,7 +148,7 @@ class Run:
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("NashConv {task.fields[nashconv]:.4f}"),
+            TextColumn("{task.fields[shown]}"),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
         )
@@ -235,6 +242,7 @@ def finish(run: Run, console: Console) -> Path:
         "equilibrium": run.env.equilibrium,
         "reference": run.env.reference,
         "money": run.env.money,
+        "deviations": learned.deviations,
         "contexts_without_feasible_set": learned.nearest,
         "payoff_change": float(learned.utility_gap.sum() / stakes.sum()),
         "payoff_change_worst": float((learned.utility_gap / np.maximum(stakes, 1e-12)).min()),
@@ -245,15 +253,17 @@ def finish(run: Run, console: Console) -> Path:
         "contexts": learned.contexts,
         "agents": learned.rows(),
     }
-    if run.truthful is not None:
-        total = returns(run.env, run.policy, EPISODES)
-        metrics["episode_reward_truthful"] = float(run.truthful.mean())
-        metrics["episode_reward_learned"] = float(total.mean())
-        for row, gain in zip(metrics["agents"], (total - run.truthful).mean(axis=0), strict=True):
-            row[EPISODE] = float(gain)
+    final = {"nashconv": learned.nashconv, "social_gap": learned.social_gap}
+    if (played := run.episodes()) is not None:
+        metrics["episode_reward_truthful"] = played.numbers["episode_reward_reference"]
+        metrics["episode_reward_learned"] = played.numbers["episode_reward"]
+        stakes = np.maximum(np.abs(played.reward_reference), 1e-12)
+        metrics["payoff_change"] = float(played.gain.sum() / stakes.sum())
+        metrics["payoff_change_worst"] = float((played.gain / stakes).min())
+        metrics["agents"] = [row | more for row, more in zip(metrics["agents"], played.rows(), strict=True)]
+        final |= played.numbers
     write_json(folder / "metrics.json", metrics)
     write_csv(folder / "metrics.csv", metrics["agents"], list(metrics["agents"][0]))
-    final = {"nashconv": learned.nashconv, "social_gap": learned.social_gap}
     method = f"{config.algorithm}-{config.learners}"
     nested = marl_eval(config.market, run.env.scenario.name, method, config.seed, run.curve, final)
     write_json(folder / "marl_eval.json", nested)

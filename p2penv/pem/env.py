@@ -155,6 +155,8 @@ class PEM:
     episodic = False
     action_names = ACTIONS
     equilibrium = "exact Stackelberg price, truthful best responses"
+    deviations: str
+    """what exploitability is over; empty where reports are the truth"""
     metadata: Mapping[str, Any] = {"name": name, "render_modes": ["human", "rgb_array"], "render_fps": 4}
 
     def __init__(
@@ -198,6 +200,7 @@ class PEM:
                 ("demand_cap", demand_cap),
             )
         )
+        self.deviations = "misreports within the caps, batteries and loads as played" if any(self.caps) else ""
         self.forecast = int(validation.number("forecast", forecast, 0, self.horizon))
         if self.forecast != forecast:
             raise ValueError(f"forecast must be a whole number of windows, got {forecast!r}")
