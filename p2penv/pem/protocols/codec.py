@@ -74,3 +74,13 @@ def _read(kind: int, payload: bytes, count: int, width: int, sender: str, phase:
     if len(payload) != _HEAD.size + count * width:
         raise ProtocolError(sender, phase, f"sent {len(payload)} bytes, expected {_HEAD.size + count * width}")
     return [int.from_bytes(payload[at : at + width], "big") for at in range(_HEAD.size, len(payload), width)]
+
+
+def peek(payload: bytes) -> list[int] | None:
+    """Numbers of a payload of whatever count and width; None if it is none of :func:`numbers`."""
+    if len(payload) < _HEAD.size:
+        return None
+    kind, _, count, width = _HEAD.unpack_from(payload)
+    if kind != NUMBERS or len(payload) != _HEAD.size + count * width:
+        return None
+    return [int.from_bytes(payload[at : at + width], "big") for at in range(_HEAD.size, len(payload), width)]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
@@ -31,9 +32,9 @@ class Member:
         peers: public keys of the others; empty: they are exchanged when the first window starts.
     """
 
-    def __init__(self, store: KeyStore, peers: Mapping[str, PublicKeys] | None = None) -> None:
+    def __init__(self, store: KeyStore, peers: Mapping[str, PublicKeys | _Peer] | None = None) -> None:
         self.name, self.store = store.party, store
-        self.peers: Mapping[str, PublicKeys] = {} if peers is None else peers
+        self.peers: Mapping[str, PublicKeys | _Peer] = {} if peers is None else peers
         self._keys: dict[str, Key] = {}
         self._schemes: dict[DGKPublicKey, DGK] = {}
         self._pools: list[ZeroPool] = []
@@ -132,22 +133,19 @@ class Member:
         self.peers = peers
 
 
-class Directory(Mapping[str, PublicKeys]):
-    """Public keys of members of one process, made when they are asked for."""
+class _Peer:
+    """Public keys of a party in this process, made when they are asked for."""
 
-    def __init__(self, stores: Mapping[str, KeyStore]) -> None:
-        self._stores, self._made = stores, dict[str, PublicKeys]()
+    def __init__(self, store: KeyStore) -> None:
+        self._store = store
 
-    def __getitem__(self, name: str) -> PublicKeys:
-        if name not in self._made:
-            self._made[name] = self._stores[name].public()
-        return self._made[name]
+    @property
+    def modulus(self) -> int:
+        return int(self._store.paillier.public_key.n)
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._stores)
-
-    def __len__(self) -> int:
-        return len(self._stores)
+    @cached_property
+    def agreement(self) -> bytes:
+        return self._store.agreement.public_key().public_bytes_raw()
 
 
 class Community:
@@ -173,7 +171,7 @@ class Community:
     ) -> None:
         self.names = names(size)
         stores = {name: KeyStore(name, folder, bits, insecure=insecure) for name in self.names}
-        peers = Directory(stores)
+        peers = {name: _Peer(store) for name, store in stores.items()}
         self.members = {name: Member(store, peers) for name, store in stores.items()}
         self._coin, self._window = coin, 0
 

@@ -141,7 +141,7 @@ class Home(Party):
             speaker = self._speaker(decrypts, long, ratios)
             await self._broadcast(channel, "distribution.speaker", [long.index(speaker)], long)
         else:
-            ratios = await self._hear(channel, ratio_phase, decrypts, len(long), WIDE, RATIO)
+            ratios = await self._hear(channel, ratio_phase, decrypts, len(long), WIDE, 2 * RATIO)
         for name, ratio in zip(long, ratios, strict=True):
             await channel.send(name, "distribution.receipt", codec.numbers([ratio * mine], WIDE))
         return (await self._hear(channel, "distribution.fill", self._speaker(decrypts, long, ratios), 1, NARROW, FULL))[
@@ -169,7 +169,7 @@ class Home(Party):
         speaker = long[(await self._hear(channel, "distribution.speaker", decrypts, 1, NARROW, len(long) - 1))[0]]
         received = 0
         for name in short:
-            received += (await self._hear(channel, "distribution.receipt", name, 1, WIDE, RATIO << NET_BITS))[0]
+            received += (await self._hear(channel, "distribution.receipt", name, 1, WIDE, 2 * RATIO << NET_BITS))[0]
         # The quotient's own rounding is known here, and is taken out: exact to the last bit that counts.
         part = received * quotient * FULL // (RATIO * QUOTIENT)
         if part > FULL:
