@@ -321,6 +321,7 @@ def test_a_cut_worked_by_hand():
     assert rules.cut(low.params, np.array([0.0, 6.0]), 0) == pytest.approx(1.0 - 0.002 / 0.0044, abs=1e-9)
     # Selling 25 of which the passive load takes 10, and none may leave.
     assert rules.cut(chain(2).params, np.array([-5.0, -20.0]), 0) == pytest.approx(0.6, abs=1e-11)
+    assert rules.cut(chain(2).params, np.array([0.0, 0.0]), 0) == 0.0
     assert rules.cut(chain(2, import_max=12.0).params, np.array([4.0, 4.0]), 0) == pytest.approx(0.75, abs=1e-11)
 
 

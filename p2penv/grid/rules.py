@@ -454,7 +454,7 @@ def cut(params: Params, net: Array, hour: Any = None) -> Array:
     least = xp.min(
         xp.concat([xp.broadcast_to(each, (*total.shape, each.shape[-1])) for each in parts], axis=-1), axis=-1
     )
-    return 1.0 - clip(least, 0.0 * least, 1.0 + 0.0 * least)
+    return 1.0 - clip(least, 0.0 * total, 1.0 + 0.0 * total)  # nothing may be limited: infinite
 
 
 def _flows(params: Params, active: Array, reactive: Array, sign: float = 1.0) -> tuple[Array, Array, Array, Array]:
