@@ -916,7 +916,7 @@ NAN = float("nan")
         ({"pricing": "best"}, "pricing must be one of 'paper', 'exact', 'exact_bound'; got 'best'"),
         ({"response": "worst"}, "response must be one of 'agent', 'best'; got 'worst'"),
         ({"leader": "home_0"}, "leader must be one of 'rule', 'agent'; got 'home_0'"),
-        ({"clearing": "paper"}, "clearing must be one of 'plain'; got 'paper'"),
+        ({"clearing": "secret"}, "clearing must be one of 'plain', 'paper', 'hardened', 'committee'; got 'secret'"),
         ({"infos": "all"}, "infos must be one of 'full', 'none'; got 'all'"),
         ({"preference_cap": -0.1}, r"preference_cap must be in \[0, 10\], got -0.1"),
         ({"capacity_cap": NAN}, r"capacity_cap must be in \[0, 10\], got nan"),

@@ -16,7 +16,7 @@ from p2penv.core.arrays import Array, clip, namespace, row_sum, safe_divide
 from p2penv.core.contract import Draw, Noise, Policy, Role, Step
 from p2penv.core.params import cast, freeze
 from p2penv.core.roots import piecewise_root
-from p2penv.pem import settlement
+from p2penv.pem import private, settlement
 from p2penv.pem.policies import StackelbergPolicy, TruthfulPolicy
 from p2penv.pem.rules import GENERAL, Prices, extreme_price
 from p2penv.pem.scenario import Scenario, load_scenario
@@ -24,6 +24,9 @@ from p2penv.pem.settlement import Homes, Reports, Settlement, Terms
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from p2penv.pem.protocols.market import Backend
+    from p2penv.pem.protocols.member import Community
 
 # What else the constructor takes.
 FIELDS = {field.name for field in dataclasses.fields(Scenario)} | {"homes", "windows", "seed", "day"}
@@ -134,7 +137,12 @@ class PEM:
         demand_cap: the same for demand.
         forecast: windows ahead, at most all; 0 for no forecasts.
         forecast_error: relative standard deviation of forecasts, ≥ 0.
-        clearing: ``"plain"``.
+        clearing: ``"plain"``; ``"paper"``, ``"hardened"`` and ``"committee"`` clear some windows by a cryptographic
+            protocol, compare them with clearing in the clear, and settle them on what it publishes: prices in ticks of
+            0.1 cent, fills in parts of 2¹⁶. Needs ``pricing="paper"``, ``leader="rule"``, NumPy and the extra
+            ``private``. ``assess`` stays with plain clearing.
+        private_every: windows from one that is cleared by a protocol to the next; 60 if None.
+        keys: a ``p2penv.pem.protocols.member.Community``; None: keys of 2048 bits, made when they are needed.
         infos: ``"full"`` or ``"none"``.
         **overrides: what ``load_scenario`` takes (``homes``, ``windows``, ``seed``, fields of the scenario, …).
 
@@ -171,7 +179,9 @@ class PEM:
         demand_cap: float = 0.0,
         forecast: int = 0,
         forecast_error: float = 0.1,
-        clearing: Literal["plain"] = "plain",
+        clearing: Backend = "plain",
+        private_every: int | None = None,
+        keys: Community | None = None,
         infos: Literal["full", "none"] = "full",
         **overrides: Any,
     ) -> None:
@@ -205,7 +215,8 @@ class PEM:
         if self.forecast != forecast:
             raise ValueError(f"forecast must be a whole number of windows, got {forecast!r}")
         self.forecast_error = validation.number("forecast_error", forecast_error, 0.0)
-        self.clearing = validation.choice("clearing", clearing, ("plain",))
+        self.clearing = validation.choice("clearing", clearing, private.BACKENDS)
+        self.private = self._private(private_every, keys)
         self.infos = validation.choice("infos", infos, ("full", "none"))
         size = scenario.size
         self.roles: tuple[Role, ...] = (Role("home", size, len(ACTIONS)), *([Role("buyers", 1, 1)] if self.led else []))
@@ -219,6 +230,20 @@ class PEM:
             {} if infos == "none" else dict.fromkeys(market, "env") | dict.fromkeys(agent, "agent")  # type: ignore[assignment]
         )
         self._set_scales()
+
+    def _private(self, every: int | None, keys: Community | None) -> private.PrivateClearing | None:
+        if self.clearing == "plain":
+            for name, value in (("private_every", every), ("keys", keys)):
+                if value is not None:
+                    raise ValueError(f"{name} is for clearing by a protocol; clearing is 'plain'")
+            return None
+        if self.pricing != "paper" or self.led:
+            raise ValueError(
+                f"clearing {self.clearing!r} needs pricing='paper' and leader='rule', got pricing={self.pricing!r} and "
+                f"leader={'agent' if self.led else 'rule'!r}"
+            )
+        every = private.EVERY if every is None else every
+        return private.PrivateClearing(self.clearing, every, self.scenario.size, self.scenario.prices, keys)
 
     def _parameters(self) -> Params:
         s = self.scenario
@@ -281,7 +306,13 @@ class PEM:
         self.reward_scale: Array = stakes
 
     def parameters(self, xp: ModuleType = np, dtype: Any = None) -> Params:
-        """``params`` in a namespace and dtype, float64 by default."""
+        """``params`` in a namespace and dtype, float64 by default.
+
+        Raises:
+            ValueError: another namespace than NumPy, where windows are cleared by a protocol.
+        """
+        if self.private is not None and xp is not np:
+            raise ValueError(f"clearing {self.clearing!r} works with NumPy only, not with {xp.__name__}")
         return self.params if xp is np and dtype in (None, np.float64) else cast(self.params, xp, dtype)
 
     def initial(self, params: Params, noise: Noise, num_envs: int) -> State:
@@ -345,6 +376,22 @@ class PEM:
         reward = params.hours * settlement.rewards(homes, net, settled.payment)
         return Window(homes, reports, charging, terms, net, settled, reward)
 
+    def _cleared(self, protocol: private.PrivateClearing, params: Params, state: State, window: Window) -> Window:
+        """The window, cleared by the protocol in environments where that is due."""
+        hours, prices = float(params.hours), Prices(*map(float, params.prices))
+        for row in np.flatnonzero(protocol.due(state.time)):
+            homes, reports = private.of_row((window.homes, window.reports), int(row))
+            terms, net, settled = protocol.settle(homes, reports, prices, hours, self.response)
+            reward = params.hours * settlement.rewards(homes, net, settled.payment)
+            new = window._replace(terms=terms, net=net, settled=settled, reward=reward)
+            window = window._replace(
+                **{
+                    name: private.with_row(getattr(window, name), getattr(new, name), int(row))
+                    for name in ("terms", "net", "settled", "reward")
+                }
+            )
+        return window
+
     def _offer(self, params: Params, actions: Array) -> Array | None:
         if not self.led:
             return None
@@ -356,6 +403,8 @@ class PEM:
         xp = namespace(state.charge)
         homes, reports, charging = self.decode(params, state, actions)
         window = self.play(params, homes, reports, charging, self._offer(params, actions))
+        if self.private is not None:
+            window = self._cleared(self.private, params, state, window)
         charge = self._charged(params, state.charge, charging)
         time = state.time + 1
         ended = time >= self.horizon

@@ -168,15 +168,21 @@ def settle(homes: Homes, reports: Reports, terms: Terms, net: Array, prices: Pri
         prices: public prices, scalars or ``(...)``.
         pricing: the rule.
     """
-    xp = namespace(net, homes.nominal)
-    none = 0.0 * net
-    given, taken = xp.maximum(net, none), xp.maximum(-net, none)
     schedule = schedules(homes, reports, terms.case, terms.answered, net, pricing)
     demand = wanted(homes, reports)
     fill = part(row_sum(schedule), row_sum(demand))
     share = part(row_sum(demand), row_sum(schedule))
-    bought = xp.minimum(taken, fill[..., None] * demand)
-    sold = xp.minimum(given, share[..., None] * schedule)
+    return settle_at(terms, net, prices, schedule, fill, share, fill[..., None] * demand, share[..., None] * schedule)
+
+
+def settle_at(
+    terms: Terms, net: Array, prices: Prices, schedule: Array, fill: Array, share: Array, bought: Array, sold: Array
+) -> Settlement:
+    """Settlement of a window in which ``bought`` and ``sold`` ``(..., n)`` are allocated; see :func:`settle`."""
+    xp = namespace(net, schedule)
+    none = 0.0 * net
+    given, taken = xp.maximum(net, none), xp.maximum(-net, none)
+    bought, sold = xp.minimum(taken, bought), xp.minimum(given, sold)
     total_bought, total_sold = row_sum(bought), row_sum(sold)
     bought = bought * part(total_sold, total_bought)[..., None]
     sold = sold * part(total_bought, total_sold)[..., None]
