@@ -114,7 +114,7 @@ def _case(table: Curve, demand: Array, prices: Prices) -> tuple[Array, Array]:
     return at_low, xp.where(supply_at(table, 0.0 * demand + prices.high) > 0.0, covered, NO_MARKET)
 
 
-def exact_price(offers: Offers, demand: Array, prices: Prices) -> Market:
+def exact_price(offers: Offers, demand: Array, prices: Prices, table: Curve | None = None) -> Market:
     """Price at which buyers as a coalition pay least when every seller answers it; exact, ``O(n log n)``.
 
     The saving against the grid, (ps − p)·min(E(p), E_b), is concave between the prices where sellers start or saturate
@@ -126,9 +126,10 @@ def exact_price(offers: Offers, demand: Array, prices: Prices) -> Market:
         offers: ``(..., n)``.
         demand: ``(...)`` E_b ≥ 0 [kW].
         prices: ``(...)`` or scalars.
+        table: :func:`curve` of the offers, if it is at hand.
     """
     xp = namespace(demand, offers.preference)
-    table = curve(offers)
+    table = curve(offers) if table is None else table
     at_low, case = _case(table, demand, prices)
     low, retail = (0.0 * demand + price for price in (prices.low, prices.retail))
     ceiling = clip(clearing_price(table, demand), low, 0.0 * demand + prices.high)
@@ -152,15 +153,15 @@ def exact_price(offers: Offers, demand: Array, prices: Prices) -> Market:
     return Market(found, case, gained)
 
 
-def extreme_price(offers: Offers, demand: Array, prices: Prices) -> Array:
+def extreme_price(offers: Offers, demand: Array, prices: Prices, table: Curve | None = None) -> Array:
     """Price ``(...)`` that sellers get on average in an extreme market: p̄ = pb + (p_l − pb)·E_b/E(p̄), exact.
 
     What is left over goes to the grid at pb, and sellers answer p̄, not p_l: answering p_l would leave them worse off
     than the grid alone. (p − pb)·E(p) rises with the price, so the root is unique; within a piece it is quadratic.
-    Where supply at p_l does not cover demand, p_l.
+    Where supply at p_l does not cover demand, p_l. ``table`` is :func:`curve` of the offers, if it is at hand.
     """
     xp = namespace(demand, offers.preference)
-    table = curve(offers)
+    table = curve(offers) if table is None else table
     pb, low = (0.0 * demand + price for price in (prices.buyback, prices.low))
     target = ((low - pb) * demand)[..., None]
     finite = xp.where(table.points < xp.inf, table.points, 0.0)

@@ -101,11 +101,12 @@ def price(homes: Homes, reports: Reports, prices: Prices, pricing: Pricing) -> T
     """
     xp = namespace(homes.nominal, reports.demand)
     offers, demand = offered(homes, reports, pricing), row_sum(wanted(homes, reports))
+    table = rules.curve(offers)
     if pricing == "paper":
         market = rules.paper_price(offers, claimed(homes, reports, homes.nominal), demand, prices)
     else:
-        market = rules.exact_price(offers, demand, prices)
-    extreme = rules.extreme_price(offers, demand, prices)
+        market = rules.exact_price(offers, demand, prices, table)
+    extreme = rules.extreme_price(offers, demand, prices, table)
     answered = xp.where(market.case == EXTREME, extreme, market.price)
     answered = xp.where(market.case == NO_MARKET, 0.0 * demand + prices.buyback, answered)
     return Terms(market.price, market.case, market.saving, answered)
