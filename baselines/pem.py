@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -15,7 +15,7 @@ from p2penv.core import validation
 from p2penv.core.arrays import Array, clip, namespace, safe_divide
 from p2penv.core.contract import Policy
 from p2penv.pem import settlement
-from p2penv.pem.env import MARGIN, PEM, Params, State
+from p2penv.pem.env import MARGIN, PEM, Params, State, Window
 from p2penv.pem.equilibrium import FIELDS, best_misreport
 from p2penv.pem.policies import StackelbergPolicy, TruthfulPolicy
 from p2penv.pem.rules import NO_MARKET
@@ -89,8 +89,12 @@ def average_prices(env: PEM, params: Params, state: State) -> tuple[Array, Array
     """What sellers get and buyers pay for a kWh on average ``(E,)`` each in truthful play, batteries at rest."""
     policy = TruthfulPolicy(env)
     homes, reports, charging = env.decode(params, state, policy.joint(params, state))
-    window = env.play(params, homes, reports, charging, None)
-    xp, price, prices = namespace(homes.nominal), window.terms.price, params.prices
+    return paid_on_average(params, env.play(params, homes, reports, charging, None))
+
+
+def paid_on_average(params: Params, window: Window) -> tuple[Array, Array]:
+    """What sellers get and buyers pay for a kWh on average ``(E,)`` each in a window."""
+    xp, price, prices = namespace(window.net), window.terms.price, params.prices
     fill, share = window.settled.fill, window.settled.share
     sell = share * price + (1.0 - share) * prices.buyback
     sell = xp.where(window.terms.case == NO_MARKET, window.terms.answered, sell)
@@ -314,6 +318,16 @@ def _powers(env: PEM, agent: int, path: Path, knots: int) -> Floats:
     every = np.concatenate([even, *sides, generation - least, generation - most], axis=1)
     deepest = np.minimum(power, (least + 1.0 - MARGIN) / loss)
     return np.sort(np.clip(every, -deepest, power), axis=1)
+
+
+def day_of_actions(env: PEM, schedules: Sequence[Schedule]) -> Floats:
+    """Actions ``(T, N, 5)``, true reports, in which every home follows the schedule of its number."""
+    times = np.arange(env.horizon, dtype=np.int32)
+    noise = {name: np.zeros((env.horizon, *draw.shape)) for name, draw in env.initial_noise.items()}
+    state = env.initial(env.params, noise, env.horizon)._replace(time=times)
+    charging, load = (np.stack([getattr(each, name) for each in schedules], axis=1) for name in ("charging", "load"))
+    actions = env.encode(env.params, state, load)
+    return np.asarray(_with_battery(actions, safe_divide(charging, env.params.power + 0.0 * charging)))
 
 
 class HindsightPolicy(TruthfulPolicy):

@@ -2,7 +2,8 @@
 
 ``python -m benchmarks.leaderboard communication`` trains every learner with five seeds, measures every baseline, and
 writes ``benchmarks/results/<market>.csv`` and ``.json`` (with command and versions). Where what is done now pays later,
-methods are measured by the reward of whole episodes: ``python -m benchmarks.leaderboard pem -o homes=20``.
+methods are measured by the reward of whole episodes: ``python -m benchmarks.leaderboard pem -o homes=20``. Finished
+runs are not made again, so that an interrupted leaderboard goes on where it was.
 """
 
 from __future__ import annotations
@@ -19,12 +20,16 @@ from scipy import stats
 import baselines
 import p2penv
 from p2penv.core.contract import MarketEnv, Policy
+from p2penv.pem import PEM
+from training import days_pem
 from training.cli import Options, parse_options
-from training.evaluate import Evaluation, evaluate, returns
+from training.evaluate import Evaluation, episodes, evaluate
 from training.policies import load_learned
-from training.runs import SUITED, TrainConfig, read_csv, suited, versions, write_csv, write_json
+from training.runs import ROOT, SUITED, TrainConfig, load_config, read_csv, suited, versions, write_csv, write_json
 from training.train import train
 
+# Steps of an episode that the welfare ratio averages over.
+STEPS = 48
 FOLDER = Path(__file__).parent / "results"
 LEARNERS = {
     "PPO, shared": TrainConfig(algorithm="ppo", learners="shared"),
@@ -46,15 +51,19 @@ def measure(env: MarketEnv, policy: Policy, seed: int, seconds: float) -> dict[s
 
 
 def episode_measures(env: MarketEnv, policy: Policy, seed: int, seconds: float) -> dict[str, float]:
-    """Of a whole held-out episode: mean reward of an agent, its gain over truthful play, the least agent's gain."""
-    total, truthful = (returns(env, each, 1, seed)[0] for each in (policy, env.policy(env.reference)))
-    gain = total - truthful
-    return {
-        "episode_reward": float(total.mean()),
-        "episode_gain": float(gain.mean()),
-        "least_gain": float(gain.min()),
-        "seconds": seconds,
-    }
+    """Of a whole held-out episode: mean reward of an agent, its gain over the reference, the least agent's gain.
+
+    Welfare ratio is that of steps: what a planner who finds the state as it is played would reach over what is reached.
+    In the private energy market also NashConv at least, a lower bound (``training.days_pem``) [cents], and violation,
+    the largest breach of a balance or of a battery's limits [kWh, cents].
+    """
+    played, anarchy = episodes(env, policy, 1, seed).numbers, evaluate(env, policy, STEPS, seed).price_of_anarchy_played
+    row = {key: played[key] for key in ("episode_reward", "episode_gain", "least_gain")}
+    row["welfare_ratio"] = float("nan") if anarchy is None else 1.0 / anarchy
+    if isinstance(env, PEM):
+        row["nashconv_at_least"] = float(days_pem.gains(env, policy, seed).sum())
+        row["violation"] = days_pem.play(env, policy, seed).violation
+    return row | {"seconds": seconds}
 
 
 def stage_measures(found: Evaluation, seconds: float) -> dict[str, float]:
@@ -96,20 +105,20 @@ def run(
     rows = []
     for name in baselines.names(env):
         policy = baselines.make(env, name)
-        rows.append(summarise(name, [measure(env, policy, seed, 0.0) for seed in range(seeds)]))
+        # Where nothing is drawn all seeds are the same.
+        drawn = any((env.initial_noise, env.noise, policy.noise))
+        found = [measure(env, policy, seed, 0.0) for seed in range(seeds if drawn else 1)]
+        rows.append(summarise(name, found if drawn else found * seeds))
     for method, config in learners(versioned).items():
         samples = []
         for seed in range(seeds):
             settings = TrainConfig(**{**config.__dict__, "market": versioned, "options": options, "seed": seed})
-            folder = train(
-                settings,
-                f"leaderboard-{market}-{config.algorithm}-{config.learners}-{seed}",
-                console=Console(quiet=True),
-            )
+            name = f"leaderboard-{market}-{config.algorithm}-{config.learners}-{seed}"
+            folder = _finished(name, settings) or train(settings, name, console=Console(quiet=True))
             seconds = read_csv(folder / "curve.csv")[-1]["seconds"]
             samples.append(measure(env, load_learned(folder, env), seed, seconds))
-            found = ", ".join(f"{key.replace('_', ' ')} {value:.5g}" for key, value in samples[-1].items())
-            console.print(f"{method}, seed {seed}: {found}")
+            shown = ", ".join(f"{key.replace('_', ' ')} {value:.5g}" for key, value in samples[-1].items())
+            console.print(f"{method}, seed {seed}: {shown}")
         rows.append(summarise(method, samples))
     by = "nashconv" if "nashconv" in rows[0] else "episode_reward"
     rows.sort(key=lambda row: row[by], reverse=by == "episode_reward")
@@ -118,12 +127,18 @@ def run(
     given = "".join(f" -o {key}={value}" for key, value in options.items())
     command = f"python -m benchmarks.leaderboard {market} --seeds {seeds}{given}"
     write_json(root / f"{versioned}.json", {"command": command, "versions": versions(), "rows": rows})
-    shown = [key for key in columns[2:] if not key.endswith("_95")]
-    table = Table("method", *(key.replace("_", " ") for key in shown), title=f"{versioned}, {seeds} seeds")
+    measures = [key for key in columns[2:] if not key.endswith("_95")]
+    table = Table("method", *(key.replace("_", " ") for key in measures), title=f"{versioned}, {seeds} seeds")
     for row in rows:
-        table.add_row(row["method"], *(f"{row[key]:.5g} ± {row[key + '_95']:.2g}" for key in shown))
+        table.add_row(row["method"], *(f"{row[key]:.5g} ± {row[key + '_95']:.2g}" for key in measures))
     console.print(table)
     return rows
+
+
+def _finished(name: str, settings: TrainConfig) -> Path | None:
+    """Folder of a finished run of that name and configuration, if there is one."""
+    folders = [path.parent for path in sorted(ROOT.glob(f"{name}*/metrics.json"))]
+    return next((folder for folder in folders if load_config(folder) == settings), None)
 
 
 def main(

@@ -161,7 +161,7 @@ class PEM:
     reference = "truthful"
     money = "cents"
     episodic = False
-    action_names = ACTIONS
+    action_names: tuple[str, ...] = ACTIONS
     equilibrium = "exact Stackelberg price, truthful best responses"
     deviations: str
     """what exploitability is over; empty where reports are the truth"""
