@@ -363,3 +363,62 @@ def test_every_changed_byte_of_a_header_is_noticed(at: int, byte: int) -> None:
 def test_bad_ciphertexts_are_refused(payload: bytes, message: str) -> None:
     with pytest.raises(ProtocolError, match=message):
         codec.read_ciphertexts(payload, 1, 3**2 * (1 << 60) + 3 * 5, "ann", "a")
+
+
+# Parties that are sent nonsense
+
+
+class _Mutant(Party):
+    """A party of which one message, by count, is changed on its way."""
+
+    def __init__(self, inner: Party, rng: random.Random, at: int) -> None:
+        super().__init__(inner.name)
+        self.inner, self.rng, self.left = inner, rng, at
+        self.name = inner.name
+
+    async def run(self, channel: object) -> object:
+        self.channel = channel
+        return await self.inner.run(self)  # type: ignore[arg-type]
+
+    async def send(self, to: str, phase: str, payload: bytes) -> None:
+        self.left -= 1
+        if self.left == 0:
+            payload = self.changed(payload)
+        await self.channel.send(to, phase, payload)  # type: ignore[attr-defined]
+
+    async def receive(self, sender: str, phase: str) -> bytes:
+        return await self.channel.receive(sender, phase)  # type: ignore[attr-defined, no-any-return]
+
+    def changed(self, payload: bytes) -> bytes:
+        at = self.rng.randrange(len(payload))
+        return self.rng.choice(
+            [
+                payload[:at],
+                payload + self.rng.randbytes(3),
+                payload[:at] + self.rng.randbytes(1) + payload[at + 1 :],
+                payload[:6] + self.rng.randbytes(len(payload) - 6),
+                payload[:6] + bytes(len(payload) - 6),
+                self.rng.randbytes(len(payload)),
+            ]
+        )
+
+
+@pytest.mark.parametrize(("module", "runs"), [(paper, 100), (hardened, 20)])
+def test_a_changed_message_stops_the_window_or_changes_numbers_only(module: object, runs: int) -> None:
+    rng, community = random.Random(5), Community(6, 512, insecure=True, coin=b"c")
+    net = dict(zip(SELLERS + BUYERS, (50, 60, 70, -80, -90, -100), strict=True))
+    stopped = 0
+    for number in range(runs):
+        parties = []
+        for name in (*SELLERS, *BUYERS, *module.MEMBERS):  # type: ignore[attr-defined]
+            own = Own(net[name], 800_000, 10_000, max(net[name], 0)) if name in net else None
+            more = {"number": number} if module is hardened else {}
+            member = community.members.get(name)
+            parties.append(module.party(name, PUBLIC, own, member=member, coin=b"c", **more))  # type: ignore[attr-defined]
+        place = rng.randrange(len(parties))
+        parties[place] = _Mutant(parties[place], rng, rng.randint(1, 12))
+        try:
+            play(parties, timeout=1.0)
+        except ProtocolError:
+            stopped += 1
+    assert runs // 4 < stopped <= runs

@@ -131,8 +131,11 @@ def check_modulus(party: str, modulus: int, bits: int, insecure: bool = False) -
 def check_dgk(party: str, key: DGKPublicKey, bits: int, insecure: bool = False) -> None:
     """Refuse a DGK key of another length or plaintext space."""
     check_modulus(party, key.n, bits, insecure)
-    if key.u != plaintexts() or key.t != order_bits(bits) or not (1 < key.g < key.n and 1 < key.h < key.n):
-        raise ValueError(f"DGK key of {party} must have u = {plaintexts()} and t = {order_bits(bits)}")
+    units = all(1 < number < key.n and gmpy2.gcd(number, key.n) == 1 for number in (key.g, key.h))
+    if key.u != plaintexts() or key.t != order_bits(bits) or not units:
+        raise ValueError(
+            f"DGK key of {party} must have u = {plaintexts()}, t = {order_bits(bits)} and generators that are units"
+        )
 
 
 def plaintexts() -> int:

@@ -135,6 +135,10 @@ class Home(Party):
             quotients = [
                 self.open(phase, f"quotient {n}", v) for n, v in zip(long, key.decrypt_all(found), strict=True)
             ]
+            for name, quotient in zip(long, quotients, strict=True):
+                # No home needs more than all together.
+                if 0 < quotient < QUOTIENT // 2:
+                    raise ProtocolError(name, phase, f"sent {quotient}, which is no quotient of a total by a part")
             # Rounded up: what is added up from them is never too little, and too much by less than makes a difference.
             ratios = [-(-RATIO * QUOTIENT // quotient) if quotient else 0 for quotient in quotients]
             await self._broadcast(channel, ratio_phase, ratios, short, WIDE)
