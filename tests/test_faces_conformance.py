@@ -59,8 +59,10 @@ VCG_MECHANISMS = [
     {"mechanism": "vcg", "payments": "vcg"},
     {"mechanism": "laplace", "payments": "vcg", "laplace_samples": 8},
     *(
-        {"mechanism": "exponential", "payments": payments, "support": support, "range_size": 20}
-        for payments, support in itertools.product(("algorithm3", "entropy"), ("continuous", "finite"))
+        {"mechanism": "exponential", "payments": payments, **support}
+        for payments, support in itertools.product(
+            ("algorithm3", "entropy"), ({}, {"support": "finite", "range_size": 20})
+        )
     ),
 ]
 

@@ -31,6 +31,14 @@ FIELDS = {field.name for field in dataclasses.fields(Scenario)}
 PARAMETERS = {"scale": ("scale",), "coefficients": ("quadratic", "linear")}
 
 
+def _refuse_idle(**options: tuple[Any, bool, str]) -> None:
+    """Refuse options that are set and would do nothing: value, whether it does anything, and what it belongs to."""
+    for name, (value, used, owner) in options.items():
+        usual = inspect.signature(DPVCG).parameters[name].default
+        if not used and not np.array_equal(value, usual):
+            raise ValueError(f"{name} belongs to {owner} and would do nothing here; leave it out, got {value!r}")
+
+
 class Params(NamedTuple):
     """Arrays of a market under a mechanism."""
 
@@ -109,7 +117,7 @@ class DPVCG:
         payments: ``"algorithm3"`` or ``"entropy"`` with the exponential mechanism, ``"vcg"`` with the others; the first
             that fits if not given.
         support: ``"continuous"`` or ``"finite"``, of the exponential mechanism.
-        epsilon: ε > 0 asked for; ignored under VCG.
+        epsilon: ε > 0 asked for; nothing is hidden under VCG, which takes none.
         calibration: ``"declared"`` (ε holds) or ``"paper"`` (β = ε/2).
         report: ``"scale"`` or ``"coefficients"``.
         scale_range: lowest and highest scaling, 0 < low ≤ 1 ≤ high.
@@ -123,8 +131,8 @@ class DPVCG:
         **overrides: fields of the scenario.
 
     Raises:
-        ValueError: an option outside its range, payments that do not go with the mechanism, or a market that does not
-            clear without one of its agents; the message names it.
+        ValueError: an option outside its range or without effect beside the others, payments that do not go with the
+            mechanism, or a market that does not clear without one of its agents; the message names it.
         TypeError: unknown option.
 
     ## Version history
@@ -174,13 +182,23 @@ class DPVCG:
         self.horizon = validation.count("horizon", horizon)
         kind = validation.choice("mechanism", mechanism, mechanisms.PAYMENTS)
         self.payments = mechanisms.check_payments(kind, payments)
-        # Options of another mechanism are ignored, but not misspelt ones.
         validation.choice("support", support, ("continuous", "finite"))
         validation.choice("calibration", calibration, ("declared", "paper"))
         mechanisms.check_seed("range_seed", range_seed)
         validation.count("range_size", range_size)
         validation.count("laplace_samples", laplace_samples)
         self.report = validation.choice("report", report, PARAMETERS)
+        drawn, ranged = kind == "exponential", kind == "exponential" and support == "finite"
+        _refuse_idle(
+            epsilon=(epsilon, kind != "vcg", "mechanism='exponential' or 'laplace'"),
+            support=(support, drawn, "mechanism='exponential'"),
+            calibration=(calibration, drawn, "mechanism='exponential'"),
+            range_size=(range_size, ranged, "mechanism='exponential' and support='finite'"),
+            range_seed=(range_seed, ranged, "mechanism='exponential' and support='finite'"),
+            laplace_samples=(laplace_samples, kind == "laplace", "mechanism='laplace'"),
+            scale_range=(scale_range, report == "scale", "report='scale'"),
+            spread=(spread, report == "coefficients", "report='coefficients'"),
+        )
         self.types = validation.choice("types", types, ("uniform", "fixed"))
         self.reward = validation.choice("reward", reward, ("expected", "realised"))
         self.infos = validation.choice("infos", infos, ("full", "none"))
@@ -209,10 +227,11 @@ class DPVCG:
                 scenario, epsilon, support, calibration, space=self.space, range_size=range_size, seed=range_seed
             )
             table, beta = exponential.table, exponential.beta
-            if reward == "realised":
+            if reward == "realised" and support == "finite":
+                self.noise = {"draw": Draw("uniform", ())}
+            elif reward == "realised":
                 tries = sampling.proposals_needed(self.space.spread(), scenario.bounds, beta)
-                shape = () if support == "finite" else (tries, size)
-                self.noise = {"draw": Draw("uniform", shape)}
+                self.noise = {"draw": Draw("uniform", (tries, size))}
         self.equilibrium = {
             "vcg": "truthful play (dominant)",
             "entropy": "truthful play (optimal in expectation)",
