@@ -3,11 +3,13 @@
 ``python -m benchmarks.leaderboard communication`` trains every learner with five seeds, measures every baseline, and
 writes ``benchmarks/results/<market>.csv`` and ``.json`` (with command and versions). Where what is done now pays later,
 methods are measured by the reward of whole episodes: ``python -m benchmarks.leaderboard pem -o homes=20``. Finished
-runs are not made again, so that an interrupted leaderboard goes on where it was.
+runs are not made again, so that an interrupted leaderboard goes on where it was. A market with other options may get
+files of its own: ``python -m benchmarks.leaderboard dpvcg -o mechanism=vcg --name dpvcg_v0-vcg``.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,6 +27,7 @@ from training import days_pem
 from training.cli import Options, parse_options
 from training.evaluate import Evaluation, episodes, evaluate
 from training.policies import load_learned
+from training.privacy import plain
 from training.runs import ROOT, SUITED, TrainConfig, load_config, read_csv, suited, versions, write_csv, write_json
 from training.train import train
 
@@ -36,10 +39,14 @@ LEARNERS = {
     "PPO, independent": TrainConfig(algorithm="ppo", learners="independent"),
     "SAC, shared": TrainConfig(algorithm="sac", learners="shared", steps=400_000),
 }
+# VCG: fewer steps suffice, and expected payoffs on the polytope take long; SAC would need hours.
+DPVCG_STEPS = {"PPO, shared": 600_000, "PPO, independent": 600_000}
 
 
 def learners(market: str) -> dict[str, TrainConfig]:
     """Configurations by name; one where a market has settings of its own."""
+    if market == "dpvcg_v0":
+        return {name: replace(LEARNERS[name], steps=steps) for name, steps in DPVCG_STEPS.items()}
     return {"PPO, shared": suited(market)} if market in SUITED else LEARNERS
 
 
@@ -69,17 +76,24 @@ def episode_measures(env: MarketEnv, policy: Policy, seed: int, seconds: float) 
 def stage_measures(found: Evaluation, seconds: float) -> dict[str, float]:
     """One number a measure.
 
-    Reward is the mean utility gap per agent [$], welfare ratio the planner's social cost over the profile's, regret
-    the largest gain of one agent [$], privacy loss the mean over agents [nat], violation how far the mean report
-    total leaves the shared interval [MWh].
+    Reward is the mean gain of an agent over truthful play, welfare ratio the profile's welfare over the planner's (of
+    costs: the planner's over the profile's), regret the largest gain that an agent forgoes; in the market's money.
+    Communication: privacy loss is the mean over agents [nat], violation how far the mean report total leaves the shared
+    interval [MWh]. VCG: privacy loss is ε of the draws, infinite where nothing is hidden, violation the mean number of
+    agents who would rather have stayed away.
     """
+    info, anarchy = found.info, found.price_of_anarchy_played
+    if "slack" in info:
+        privacy, violation = float(info["privacy_loss"].mean()), max(0.0, -float(info["slack"]))
+    else:
+        privacy, violation = float(info["epsilon_spent"]), float(info["negative_payoffs"])
     return {
         "reward": float(found.utility_gap.mean()),
-        "welfare_ratio": found.social_cost_coordinated / found.social_cost,
+        "welfare_ratio": float("nan") if anarchy is None else 1.0 / anarchy,
         "nashconv": found.nashconv,
         "regret": float(found.exploitability.max()),
-        "privacy_loss": float(found.info["privacy_loss"].mean()),
-        "violation": max(0.0, -float(found.info["slack"])),
+        "privacy_loss": privacy,
+        "violation": violation,
         "seconds": seconds,
     }
 
@@ -90,15 +104,20 @@ def summarise(method: str, samples: list[dict[str, float]]) -> dict[str, Any]:
     for key in samples[0]:
         values = np.array([sample[key] for sample in samples])
         row[key] = float(values.mean())
-        spread = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else 0.0
+        # What is the same for all seeds has no spread, also if it is infinite.
+        spread = 0.0 if (values == values[0]).all() else values.std(ddof=1) / np.sqrt(len(values))
         row[f"{key}_95"] = float(stats.t.ppf(0.975, max(len(values) - 1, 1)) * spread)
     return row
 
 
 def run(
-    market: str = "communication", seeds: int = 5, options: dict[str, Any] | None = None, root: Path = FOLDER
+    market: str = "communication",
+    seeds: int = 5,
+    options: dict[str, Any] | None = None,
+    root: Path = FOLDER,
+    stem: str | None = None,
 ) -> list[dict[str, Any]]:
-    """Measure every method with seeds 0 … seeds − 1 and write the tables."""
+    """Measure every method with seeds 0 … seeds − 1 and write the tables, under the market's name or another."""
     versioned, options = f"{market}_v0", options or {}
     console = Console()
     env = p2penv.make_functional(versioned, **{**options, "infos": "none"} if market in SUITED else options)
@@ -123,12 +142,13 @@ def run(
     by = "nashconv" if "nashconv" in rows[0] else "episode_reward"
     rows.sort(key=lambda row: row[by], reverse=by == "episode_reward")
     columns = list(rows[0])
-    write_csv(root / f"{versioned}.csv", rows, columns)
+    write_csv(root / f"{stem or versioned}.csv", rows, columns)
     given = "".join(f" -o {key}={value}" for key, value in options.items())
-    command = f"python -m benchmarks.leaderboard {market} --seeds {seeds}{given}"
-    write_json(root / f"{versioned}.json", {"command": command, "versions": versions(), "rows": rows})
+    command = f"python -m benchmarks.leaderboard {market} --seeds {seeds}{given}" + (f" --name {stem}" if stem else "")
+    numbers = [{key: value if isinstance(value, str) else plain(value) for key, value in row.items()} for row in rows]
+    write_json(root / f"{stem or versioned}.json", {"command": command, "versions": versions(), "rows": numbers})
     measures = [key for key in columns[2:] if not key.endswith("_95")]
-    table = Table("method", *(key.replace("_", " ") for key in measures), title=f"{versioned}, {seeds} seeds")
+    table = Table("method", *(key.replace("_", " ") for key in measures), title=f"{stem or versioned}, {seeds} seeds")
     for row in rows:
         table.add_row(row["method"], *(f"{row[key]:.5g} ± {row[key + '_95']:.2g}" for key in measures))
     console.print(table)
@@ -145,9 +165,10 @@ def main(
     market: Annotated[str, typer.Argument(help="name of the market")] = "communication",
     seeds: Annotated[int, typer.Option(help="number of seeds")] = 5,
     option: Options = None,
+    name: Annotated[str | None, typer.Option(help="of the files; that of the market if not given")] = None,
 ) -> None:
     """Measure every method of a market."""
-    run(market, seeds, parse_options(option))
+    run(market, seeds, parse_options(option), stem=name)
 
 
 if __name__ == "__main__":

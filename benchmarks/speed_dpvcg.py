@@ -38,7 +38,9 @@ def steps(quick: bool) -> Iterator[Row]:
     """Steps of the batched face, n = 6, resets within the step included; every step has new reports and types."""
     expected: list[tuple[str, int, dict[str, Any], str, str]] = [
         ("vcg", 4096, {"mechanism": "vcg"}, ">= 1", "3"),
+        ("vcg", 4096, {"mechanism": "vcg", "dtype": "float32"}, ">= 1", "3"),
         ("exponential, |R| = 100", 4096, {"support": "finite"}, ">= 0.3", "1"),
+        ("exponential, |R| = 100", 4096, {"support": "finite", "dtype": "float32"}, ">= 0.3", "1"),
         ("exponential, |R| = 100, drawn", 4096, {"support": "finite", "reward": "realised"}, "", ""),
         ("exponential, continuous", 1024, {}, ">= 0.005", ""),
         ("exponential, continuous, drawn", 1024, {"reward": "realised"}, "", ""),
@@ -54,8 +56,9 @@ def steps(quick: bool) -> Iterator[Row]:
         actions = cycle([rng.uniform(-1, 1, shape).astype(np.float32) for _ in range(4)])
         env.reset(seed=0)
         spent = seconds(partial(step_next, env, actions), 3 if quick else 11)
+        note = f"{envs} environments, {options.get('dtype', 'float64')}"
         value = 1e-6 * envs * len(env.agents) / spent
-        yield Row(f"batched steps, {name}", value, "M agent-steps/s", target, aim, f"{envs} environments, float64")
+        yield Row(f"batched steps, {name}", value, "M agent-steps/s", target, aim, note)
 
 
 def rows(quick: bool) -> Iterator[Row]:

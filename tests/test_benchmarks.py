@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from benchmarks import speed
+from benchmarks import leaderboard, speed
 
 
 def test_quick_run(tmp_path, capsys):
@@ -47,3 +47,36 @@ def test_missing_packages_are_named(monkeypatch):
         "skipped: needs torch, stable_baselines3",
         "skipped: needs clarabel",
     ]
+
+
+def test_leaderboard_of_the_vcg_market(tmp_path, monkeypatch):
+    """Every method has a row; what is infinite is written as a word, for JSON has no such number."""
+    monkeypatch.chdir(tmp_path)
+    short = {"PPO, shared": 3_000}
+    monkeypatch.setattr(leaderboard, "DPVCG_STEPS", short)
+    options = {"mechanism": "vcg", "types": "fixed"}
+    rows = leaderboard.run("dpvcg", 2, options, tmp_path, "fixed")
+    saved = json.loads((tmp_path / "fixed.json").read_text(), parse_constant=pytest.fail)
+    with (tmp_path / "fixed.csv").open(newline="") as file:
+        table = {row["method"]: row for row in csv.DictReader(file)}
+    assert (
+        saved["command"]
+        == "python -m benchmarks.leaderboard dpvcg --seeds 2 -o mechanism=vcg -o types=fixed --name fixed"
+    )
+    assert {row["method"] for row in rows} == {"truthful", "dp_vcg", "best_response", "random", *short} == table.keys()
+    truth, luck = table["truthful"], table["random"]
+    assert [float(truth[key]) for key in ("reward", "nashconv", "regret", "seconds")] == [0.0] * 4
+    assert float(truth["welfare_ratio"]) == pytest.approx(1.0)
+    assert float(luck["nashconv"]) >= float(luck["regret"]) > 0.0
+    assert float(luck["welfare_ratio"]) < 1.0
+    assert all(row["privacy_loss"] == "inf" for row in saved["rows"])
+    assert all(float(table[name]["seconds"]) > 0.0 for name in short)
+    # On the case nobody would rather have stayed away.
+    assert float(truth["violation"]) == 0.0
+
+
+def test_leaderboard_summary_by_hand():
+    """Student's t of three seeds: 4.303 standard errors."""
+    found = leaderboard.summarise("x", [{"a": value, "b": float("inf")} for value in (1.0, 2.0, 3.0)])
+    assert found == {"method": "x", "seeds": 3, "a": 2.0, "a_95": pytest.approx(4.303 / 3**0.5, abs=1e-3),
+                     "b": float("inf"), "b_95": 0.0}  # fmt: skip
