@@ -238,7 +238,9 @@ def clear_sky(
         raise ValueError(f"no midnight of {date!r} in zone {zone!r}: {error}") from None
     times = midnight + pandas.to_timedelta(np.arange(DAY) + 0.5, unit="min")
     place = pvlib.location.Location(latitude, longitude, tz=zone, altitude=altitude)
-    sky = place.get_clearsky(times, model="ineichen", linke_turbidity=turbidity)
+    # Otherwise pvlib asks pandas for the day of the year by a name that pandas is giving up.
+    beyond = pvlib.irradiance.get_extra_radiation(np.asarray(times.tz_convert("UTC").day_of_year))
+    sky = place.get_clearsky(times, model="ineichen", linke_turbidity=turbidity, dni_extra=beyond)
     return np.asarray(sky["ghi"], np.float64) / 1000.0
 
 
