@@ -15,8 +15,8 @@ from p2penv.core import validation
 from p2penv.core.arrays import Array, clip, namespace, row_sum, safe_divide
 from p2penv.core.contract import Draw, Noise, Policy, Role, Step
 from p2penv.core.params import cast, freeze
-from p2penv.core.roots import piecewise_root
 from p2penv.pem import private, settlement
+from p2penv.pem.observations import Observer
 from p2penv.pem.policies import StackelbergPolicy, TruthfulPolicy
 from p2penv.pem.rules import GENERAL, Prices, extreme_price
 from p2penv.pem.scenario import Scenario, load_scenario
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 # What else the constructor takes.
 FIELDS = {field.name for field in dataclasses.fields(Scenario)} | {"homes", "windows", "seed", "day"}
 ACTIONS = ("battery", "load", "preference", "capacity", "demand")
-# Exploitability is certified to this [cents/h].
-GAIN_TOLERANCE = 1e-2
 # The logarithm of a home's utility stays this far from its end [kW].
 MARGIN = 0.1
 # Largest cap: single precision holds squares of what is reported.
@@ -229,7 +227,12 @@ class PEM:
         self.info_axes: Mapping[str, Literal["env", "agent"]] = (
             {} if infos == "none" else dict.fromkeys(market, "env") | dict.fromkeys(agent, "agent")  # type: ignore[assignment]
         )
-        self._set_scales()
+        self._observer = Observer(scenario, self.led, self.forecast, self.forecast_error)
+        self.context: Array = self._observer.context
+        self.features = self._observer.features
+        # Utility of the base load: what is at stake for a home; the leader's stakes are everybody's.
+        stakes = np.mean(scenario.preference * np.log1p(scenario.load), axis=0) * scenario.hours + 1e-9
+        self.reward_scale: Array = np.append(stakes, stakes.sum()) if self.led else stakes
 
     def _private(self, every: int | None, keys: Community | None) -> private.PrivateClearing | None:
         if self.clearing == "plain":
@@ -262,48 +265,6 @@ class PEM:
             np.array(s.charge_value),
             np.array(s.hours),
         )
-
-    def _set_scales(self) -> None:
-        """Constant features, and the public ranges of the changing ones."""
-        s, size = self.scenario, self.scenario.size
-        self._generation = 1.0 / max(float(s.generation.max()), 1e-9)
-        self._load = 1.0 / max(float(s.load.max()), 1e-9)
-        self._preference = 1.0 / max(float(s.preference.max()), 1e-9)
-        own = {
-            "battery_capacity": s.battery_capacity,
-            "battery_power": s.battery_power,
-            "loss": s.loss,
-            "charge_efficiency": s.charge_efficiency,
-            "discharge_efficiency": s.discharge_efficiency,
-            "flexibility": s.flexibility,
-        }
-        public = {name: getattr(s, name) / s.retail for name in ("buyback", "low", "high")}
-        columns = [safe_divide(values, values.max() + 0.0 * values) for values in own.values()]
-        columns += [np.full(size, value) for value in public.values()]
-        context = np.stack(columns, axis=1)
-        # The leader has no home of its own; prices it shares.
-        leader = context[:1] * (np.arange(len(columns)) >= len(own))
-        self.context: Array = np.concatenate([context, leader]) if self.led else context
-        changing: tuple[str, ...] = (
-            "generation",
-            "base_load",
-            "charge",
-            "preference",
-            "last_role",
-            "last_fill",
-            "sine",
-            "cosine",
-        )
-        changing += ("last_price", "last_case")
-        if self.forecast:
-            changing += ("forecast_generation", "forecast_load")
-        if self.led:
-            changing += ("sellers", "buyers")
-        self.features = (*own, *public, *changing)
-        # Utility of the base load: what is at stake for a home; the leader's stakes are everybody's.
-        stakes = np.mean(s.preference * np.log1p(s.load), axis=0) * s.hours + 1e-9
-        stakes = np.append(stakes, stakes.sum()) if self.led else stakes
-        self.reward_scale: Array = stakes
 
     def parameters(self, xp: ModuleType = np, dtype: Any = None) -> Params:
         """``params`` in a namespace and dtype, float64 by default.
@@ -413,14 +374,14 @@ class PEM:
         settled = window.settled
         fill = xp.where(
             role > 0.0,
-            part(settled.sold, settled.schedule),
-            xp.where(role < 0.0, part(settled.bought, reports.demand), 0.0 * role),
+            settlement.part(settled.sold, settled.schedule, 0.0),
+            xp.where(role < 0.0, settlement.part(settled.bought, reports.demand, 0.0), 0.0 * role),
         )
         forecast = noise["forecast"] if self.forecast else state.forecast
         case = xp.astype(window.terms.case, xp.int32)
         after = State(charge, role, fill, settled.fill, window.terms.price, case, forecast, time)
         if self.led:
-            reward = xp.concat([reward, -_bill(params, homes, settled.payment)], axis=-1)
+            reward = xp.concat([reward, -params.hours * settlement.bill(homes, settled.payment)], axis=-1)
         info = self._info(params, window, charge, role) if self.infos == "full" else {}
         never = time < 0
         return Step(after, reward, ended if self.horizon == 1 else never, never if self.horizon == 1 else ended, info)
@@ -476,45 +437,10 @@ class PEM:
 
     def observe(self, params: Params, state: State) -> tuple[Array, ...]:
         """Own profiles, charge, last role and fill, time of day, last price and case; all in [−1, 1]."""
-        xp = namespace(state.charge)
-        generation, load, preference = (
-            self._row(profile, state.time) for profile in (params.generation, params.load, params.preference)
-        )
-        hour = self.scenario.start + params.hours * state.time
-        angle = (2.0 * np.pi / 24.0) * hour
-        prices = params.prices
-        last = 2.0 * (state.price - prices.buyback) / (prices.retail - prices.buyback) - 1.0
-        none = 0.0 * state.charge
-        home: list[Array] = [
-            generation * self._generation,
-            load * self._load,
-            safe_divide(state.charge, params.capacity + none),
-            preference * self._preference,
-            state.role,
-            state.fill,
-        ]
-        market = [xp.sin(angle), xp.cos(angle), last, state.case - 1.0 + 0.0 * last]
-        ahead: list[Array] = []
-        if self.forecast:
-            later = state.time + self.forecast
-            profiles = ((params.generation, self._generation), (params.load, self._load))
-            for index, (profile, scale) in enumerate(profiles):
-                error = 1.0 + self.forecast_error * state.forecast[..., index]
-                ahead.append(self._row(profile, later) * error * scale)
-        every = (*home, *(value[:, None] + none for value in market), *ahead)
-        columns = [clip(value, none - 1.0, none + 1.0) for value in every]
-        if not self.led:
-            return tuple(columns)
-        # The leader's row: what is public, and shares of roles instead of private data.
-        zero = none[:, :1]
-        size = len(home)
-        public = (state.scheduled, *market)
-        rows = [*[zero] * (size - 1), *(value[:, None] + zero for value in public), *[zero] * len(ahead)]
-        joint = [xp.concat([own, lead], axis=-1) for own, lead in zip(columns, rows, strict=True)]
-        for sign in (1.0, -1.0):
-            share = xp.mean(xp.where(sign * state.role > 0.0, none + 1.0, none), axis=-1)[:, None]
-            joint.append(xp.concat([none, share], axis=-1))
-        return tuple(joint)
+        rows = [self._row(profile, state.time) for profile in (params.generation, params.load, params.preference)]
+        later = state.time + self.forecast
+        ahead = [self._row(profile, later) for profile in (params.generation, params.load)] if self.forecast else []
+        return self._observer.observe(params, state, rows, ahead)
 
     def encode(self, params: Params, state: State, load: Array) -> Array:
         """Truthful actions ``(E, N, 5)``, batteries at rest, loads as near to ``load (E, n)`` as allowed."""
@@ -539,73 +465,12 @@ class PEM:
         Truthful play changes the reports alone; the equilibrium is the exact price with best responses; the planner
         sets all loads within their flexibility. The leader's columns are what buyers pay.
         """
-        from p2penv.pem.equilibrium import exploitability_of
+        from p2penv.pem.measures import assess
 
-        homes, reports, charging = self.decode(params, state, actions)
-        offer, truth = self._offer(params, actions), settlement.truthful(homes)
-        played = self.play(params, homes, reports, charging, offer)
-        honest = self.play(params, homes, truth, charging, offer)
-        # Net power and payments.
-        outcomes = {
-            "": (played.net, played.settled.payment),
-            "_truthful": (honest.net, honest.settled.payment),
-            "_equilibrium": self._equilibrium(params, homes, truth),
-            "_coordinated": self._planned(params, state, homes, charging),
-        }
-        costs, social = {}, {}
-        for name, (net, payment) in outcomes.items():
-            cost = -params.hours * settlement.rewards(homes, net, payment)
-            social[f"social_cost{name}"] = row_sum(cost)
-            bill = [_bill(params, homes, payment)] if self.led else []
-            costs[f"cost{name}"] = namespace(cost).concat([cost, *bill], axis=-1)
-        gain = params.hours * exploitability_of(
-            homes, reports, params.prices, self.pricing, self.response, self.caps, GAIN_TOLERANCE
-        )
-        if self.led:
-            gain = namespace(gain).concat([gain, 0.0 * gain[:, :1]], axis=-1)
-        return costs | social | {"exploitability": gain, "nearest": np.zeros(len(state.charge), bool)}
-
-    def _equilibrium(self, params: Params, homes: Homes, truth: Reports) -> tuple[Array, Array]:
-        prices = params.prices
-        terms = settlement.price(homes, truth, prices, "exact")
-        net = settlement.best_net(homes, truth, terms, prices, "exact")
-        return net, settlement.settle(homes, truth, terms, net, prices, "exact").payment
-
-    def _planned(self, params: Params, state: State, homes: Homes, charging: Array) -> tuple[Array, Array]:
-        """Net power and payments ``(E, n)`` when a planner sets all loads and all trade at its price λ.
-
-        λ is between buyback and retail. Loads answer it, so net power S − k/λ is linear in 1/λ within its limits: the λ
-        at which it adds up to zero is a root of a piecewise-linear function. Where there is none the grid makes up the
-        difference at its own price.
-        """
-        xp, prices = namespace(homes.nominal), params.prices
-        base = self._row(params.load, state.time)
-        free = self._row(params.generation, state.time) - charging
-        # Sellers' answers may use up all they have, beyond their flexibility: so may the planner's.
-        lowest = xp.minimum(free - (1.0 + params.flexibility) * base, 0.0 * base)
-        highest = free - (1.0 - params.flexibility) * base
-        k, capacity = homes.preference, homes.capacity
-        points = xp.concat([(capacity - highest) / k, (capacity - lowest) / k], axis=-1)
-        most = row_sum(highest)
-        root = piecewise_root(points, xp.concat([k, -k], axis=-1), -most, 0.0 * most)
-        root = xp.where(most < 0.0, 0.0 * root, root)  # bought from the grid, whatever the loads
-        inverse = clip(root, 0.0 * root + 1.0 / prices.retail, 0.0 * root + 1.0 / prices.buyback)
-        net = clip(capacity - k * inverse[..., None], lowest, highest)
-        return net, -net / inverse[..., None]
+        return assess(self, params, state, actions)
 
     def render(self, state: State, info: Mapping[str, Array]) -> Figure:
         """Picture of environment 0; needs the ``render`` extra."""
         from p2penv.pem.render import draw
 
         return draw(self, state, info)
-
-
-def _bill(params: Params, homes: Homes, payment: Array) -> Array:
-    """What all buyers pay ``(E, 1)`` [cents]."""
-    none = 0.0 * payment
-    return params.hours * row_sum(namespace(payment).where(homes.nominal < 0.0, payment, none))[:, None]
-
-
-def part(amount: Array, of: Array) -> Array:
-    """Part of what was offered or asked for that was traded, 0 where nothing was."""
-    return clip(safe_divide(amount, of), 0.0 * of, 0.0 * of + 1.0)

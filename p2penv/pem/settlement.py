@@ -124,9 +124,9 @@ def schedules(
     return xp.where((case == NO_MARKET)[..., None], 0.0 * schedule, schedule)
 
 
-def part(amount: Array, of: Array) -> Array:
-    """min(1, amount/of) ``(...)``, 1 where there is nothing to divide."""
-    return safe_divide(namespace(amount, of).minimum(amount, of), of, 1.0)
+def part(amount: Array, of: Array, otherwise: float = 1.0) -> Array:
+    """min(1, amount/of) ``(...)`` of amounts ≥ 0; ``otherwise`` where there is nothing to divide."""
+    return safe_divide(namespace(amount, of).minimum(amount, of), of, otherwise)
 
 
 def best_net(homes: Homes, reports: Reports, terms: Terms, prices: Prices, pricing: Pricing) -> Array:
@@ -193,6 +193,11 @@ def settle_at(
     with_grid = ps * (taken - bought) - pb * (given - sold) + fee
     payment = p * (bought - sold) + with_grid
     return Settlement(schedule, fill, share, bought, sold, fee, payment, -row_sum(net), row_sum(with_grid))
+
+
+def bill(homes: Homes, payment: Array) -> Array:
+    """What all buyers pay ``(..., 1)`` [cents/h]."""
+    return row_sum(namespace(payment).where(homes.nominal < 0.0, payment, 0.0 * payment))[..., None]
 
 
 def reward(preference: Array, consumed: Array, payment: Array) -> Array:
