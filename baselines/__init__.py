@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from baselines import communication, dpvcg, pem
+from baselines import communication, dpvcg, grid, pem
 from p2penv.core import validation
 from p2penv.core.contract import Policy
 
@@ -13,6 +13,7 @@ REGISTRY: Mapping[str, Mapping[str, Callable[..., Policy]]] = {
     "communication_v0": communication.POLICIES,
     "dpvcg_v0": dpvcg.POLICIES,
     "pem_v0": pem.POLICIES,
+    "grid_v0": grid.POLICIES,
 }
 
 __all__ = ["REGISTRY", "make", "names"]

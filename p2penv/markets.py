@@ -18,6 +18,7 @@ MARKETS = {
     "communication_v0": ("p2penv/Communication-v0", "p2penv.communication", "Communication"),
     "dpvcg_v0": ("p2penv/DPVCG-v0", "p2penv.dpvcg", "DPVCG"),
     "pem_v0": ("p2penv/PEM-v0", "p2penv.pem", "PEM"),
+    "grid_v0": ("p2penv/Grid-v0", "p2penv.grid", "Grid"),
 }
 
 

@@ -378,7 +378,7 @@ def test_unknown_names_are_refused():
     with pytest.raises(TypeError, match=r"unknown option 'horizons'; options: .*horizon.*fields: .*wholesale_price"):
         make_parallel(NAME, horizons=3)
     with pytest.raises(
-        ValueError, match="market must be one of communication_v0, dpvcg_v0, pem_v0; got 'communication'"
+        ValueError, match="market must be one of communication_v0, dpvcg_v0, pem_v0, grid_v0; got 'communication'"
     ):
         make_parallel("communication")
     with pytest.raises(ValueError, match=r"agent must be one of .*; got 'prosumer_13'"):

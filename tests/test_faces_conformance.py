@@ -17,6 +17,7 @@ from p2penv.communication_v0 import env, parallel_env, raw_env, solo_env
 from p2penv.core.contract import Draw
 from p2penv.faces.aec import MarketAECEnv
 from p2penv.faces.parallel import MarketParallelEnv
+from p2penv.grid import Scenario as Feeder
 from p2penv.pem import Scenario as Day
 
 with warnings.catch_warnings():
@@ -91,9 +92,27 @@ def every_pem_combination():
                "scenario": case}  # fmt: skip
 
 
+def every_grid_combination():
+    """All rules; three hours, exports, reactive power, forecasts and the options outside take turns."""
+    day = Feeder.random(4, 1)
+    names = ("demand", "solar", "passive_active", "passive_reactive", "grid_slope")
+    for index, (trade_price, network, dno) in enumerate(
+        itertools.product(("contract", "bilateral", "shadow"), ("price", "curtail"), ("rule", "agent"))
+    ):
+        rows = slice(12 + index % 6, 16 + index % 6)
+        turns = {"export": index % 2 == 0, "reactive": index % 3 > 0, "final_charge": index % 4 < 2}
+        # All demand can be met; whoever charges or sells on top of it may exceed the limit.
+        turns |= {"import_max": float((day.passive_total + day.demand.sum(axis=1))[rows].max())}
+        case = day.replace(**{name: getattr(day, name)[rows] for name in names}, **turns)
+        outside = OUTSIDE[index % len(OUTSIDE)] | ({"infos": "network"} if index == 3 else {})
+        yield {"trade_price": trade_price, "network": network, "dno": dno, "forecast": index // 2 % 2, **outside,
+               "scenario": case}  # fmt: skip
+
+
 COMBINATIONS = [("communication_v0", options) for options in every_combination()]
 COMBINATIONS += [("dpvcg_v0", options) for options in every_vcg_combination()]
 COMBINATIONS += [("pem_v0", options) for options in every_pem_combination()]
+COMBINATIONS += [("grid_v0", options) for options in every_grid_combination()]
 
 
 def label(value):
@@ -125,7 +144,8 @@ def test_pettingzoo(name, options, capsys):
 
 @every_market_and_option
 def test_gymnasium_and_sb3(name, options):
-    agent = {"communication_v0": "prosumer_9", "dpvcg_v0": "producer_1", "pem_v0": "home_2"}[name]
+    agents = {"communication_v0": "prosumer_9", "dpvcg_v0": "producer_1", "pem_v0": "home_2", "grid_v0": "prosumer_3"}
+    agent = "dno_0" if options.get("dno") == "agent" else agents[name]
     if options.get("leader") == "agent":
         agent = "buyers_0"
     solo = make_solo(name, agent, **options)
@@ -199,7 +219,7 @@ def test_render_without_infos(options):
 
 
 def test_every_market_passes():
-    small = {"pem_v0": {"homes": 12, "windows": 4}}  # the whole day takes its time
+    small = {"pem_v0": {"homes": 12, "windows": 4}, "grid_v0": {"prosumers": 4}}  # the whole day takes its time
     for name in MARKETS:
         options = small.get(name, {})
         testing.check_functional(make_functional(name, **options))

@@ -45,8 +45,16 @@ PEM_MARKETS = {
 }
 
 
-@pytest.fixture(params=[*MARKETS, *VCG_MARKETS, *PEM_MARKETS])
+GRID_MARKETS = {
+    "grid": {"forecast": 1},
+    "grid curtailed, led": {"trade_price": "bilateral", "network": "curtail", "dno": "agent", "export": True},
+}
+
+
+@pytest.fixture(params=[*MARKETS, *VCG_MARKETS, *PEM_MARKETS, *GRID_MARKETS])
 def market(request):
+    if request.param in GRID_MARKETS:
+        return make_functional("grid_v0", prosumers=5, seed=1, **GRID_MARKETS[request.param])
     if request.param in PEM_MARKETS:
         return make_functional("pem_v0", scenario=Day.random(5, 3, 1), **PEM_MARKETS[request.param])
     if request.param in VCG_MARKETS:
@@ -305,7 +313,7 @@ def test_single_precision_faces(options):
 
 
 def test_solo_equals_parallel_with_the_others_at_policy(market):
-    parallel, name = MarketParallelEnv(market), "ve" if "ve" in market.policies else "truthful"
+    parallel, name = MarketParallelEnv(market), "ve" if "ve" in market.policies else market.reference
     index = min(9, len(parallel.possible_agents) - 2)
     agent = parallel.possible_agents[index]
     own = draws(market, 2 * market.horizon)[:, 0, index]

@@ -1,6 +1,7 @@
 """Market 4, trading under the limits of a feeder: scenario, rules, equilibrium, environment."""
 
+from p2penv.grid.env import Grid
 from p2penv.grid.feeder import Feeder, load_feeder
 from p2penv.grid.scenario import Scenario, load_scenario, scenario_names
 
-__all__ = ["Feeder", "Scenario", "load_feeder", "load_scenario", "scenario_names"]
+__all__ = ["Feeder", "Grid", "Scenario", "load_feeder", "load_scenario", "scenario_names"]

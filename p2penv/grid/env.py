@@ -1,0 +1,733 @@
+"""The network-constrained market as a functional environment."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from p2penv.core import validation
+from p2penv.core.arrays import Array, clip, namespace, row_max, row_sum, safe_divide
+from p2penv.core.contract import Draw, Noise, Policy, Role, Step
+from p2penv.core.params import cast, freeze
+from p2penv.grid import rules
+from p2penv.grid.feasible import absorb, backed, charge_floor
+from p2penv.grid.rules import NetworkState, Schedules
+from p2penv.grid.scenario import Scenario, load_scenario
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from p2penv.grid.equilibrium import Equilibrium
+    from p2penv.grid.policies import SchedulePolicy
+
+Floats = NDArray[np.float64]
+OWN = ("dispatch", "storage", "curtailment", "limit_price")
+TRADE_PRICES = ("contract", "bilateral", "shadow")
+
+
+# Limits that nothing reaches.
+WIDE = {
+    "line_limit": np.inf, "import_min": -1e12, "import_max": np.inf, "voltage_min": 1e-6, "voltage_max": 1e6,
+    "angle_limit": 1e6,
+}  # fmt: skip
+
+
+class Params(NamedTuple):
+    """Arrays of a market; H hours, n prosumers with K slots for partners, L lines, B buses."""
+
+    market: rules.Params
+    floor: Array  # (H + 1, n) least charge from which the day can end as it must [kWh]
+    charge_price: Array  # (n,) what a stored kWh may be worth, for learners [€/kWh]
+    line_scale: Array  # (L,) limit of a line; where it has none, the largest flow without prosumers [kVA]
+    trade_shadow: Array  # (H + 1, n, K) μ^tr, paid by who receives [€/kWh]; zero but for trade_price="shadow"
+    nodal_shadow: Array  # (H + 1, n) price of the limits (16), paid on net demand [€/kWh]; zero likewise
+    import_shadow: Array  # (H + 1, 1) price of the limits (12), paid on what comes from the grid [€/kWh]; zero likewise
+
+
+class State(NamedTuple):
+    """State of E episodes."""
+
+    charge: Array  # (E, n) in the storage units [kWh]
+    proposal: Array  # (E, n, K) last, as a share of what the pair may trade
+    trade: Array  # (E, n, K) last, received [kW]
+    price: Array  # (E,) last of the grid [€/kWh]
+    imported: Array  # (E,) last σ + b [kW]
+    tariff: Array  # (E,) last c^ta [€/kWh]
+    factor: Array  # (E,) by which the network fee was last multiplied
+    loading: Array  # (E, L) last apparent power, as a share of the line's scale; L = 0 unless the operator plays
+    voltage: Array  # (E, B) last deviation from 1 p.u., as a share of the widest allowed; B = 0 likewise
+    forecast: Array  # (E, n, 2) errors of the forecasts of demand and solar power, standard normal
+    time: Array  # (E,) hours played
+
+
+class Hour(NamedTuple):
+    """What a joint action comes to."""
+
+    planned: Schedules  # (E, n), trade (E, n, K), before the operator cuts anything [kW]
+    flows: Schedules  # the same as it happened
+    proposal: Array  # (E, n, K) as a share of what the pair may trade
+    price: Array  # (E, n, K) of trades [€/kWh]
+    grid_price: Array  # (E,) [€/kWh]
+    imported: Array  # (E,) σ + b [kW]
+    net: Array  # (E, n) η, net demand at the bus as it happened [kW]
+    unserved: Array  # (E, n) demand cut by the operator [kW]
+    cut: Array  # (E,) α
+    network: NetworkState
+    push: Array  # (E, n) network fee before the operator multiplies it [€]
+    fee: Array  # (E, n) [€]
+    tax: Array  # (E, n) tariffs on trades [€]
+    penalty: Array  # (E,) cost of violated limits [€]
+    tariff: Array  # (E,) c^ta [€/kWh]
+    factor: Array  # (E,) of the network fee
+    cost: Array  # (E, n) J [€]
+
+    @property
+    def operator(self) -> Array:
+        """What the operator earns ``(E,)`` [€]."""
+        return row_sum(self.tax + self.fee) - self.penalty
+
+
+class Grid:
+    """A day of prosumers on a radial feeder, who trade with their neighbours and draw the rest from the grid.
+
+    ## Description
+    Each hour every prosumer sets its dispatchable unit, storage and solar curtailment and proposes quantities to up to
+    K trading partners; what its balance lacks comes from the grid, at a price that rises with everybody's imports.
+    A network operator watches line flows and voltages of the feeder. Source: Belgioioso, Ananduta, Grammatico,
+    Ocampo-Martinez, "Operationally-safe peer-to-peer energy trading in distribution grids"; the rules module lists
+    what was corrected and added, first of all the balance of reactive power.
+
+    ## Agents
+    ``prosumer_0 …``; with ``dno="agent"`` also ``dno_0``, the network operator. All act at once.
+
+    ## Actions
+    Prosumers: ``Box(-1, 1, (4 + K,))``: dispatch (from none to all), storage power (charging positive), curtailment
+    (from none to all solar power), limit price (from 0 to ``limit_price``), and a quantity to receive from each partner
+    (negative: to give), a share of the most the pair may trade. Slots without a partner are ignored; the info
+    ``partners`` says how many count, always the first.
+    ``dno_0``: ``Box(-1, 1, (2,))``: trading tariff from 0 to ``tariff_max``, multiplier of the network fee from 0 to
+    ``fee_max``.
+
+    Any joint action is made feasible, in this order. Storage power is projected onto (5), and onto what reaches the
+    final charge, if one is asked for. Pairs with opposite proposals trade the smaller quantity. Without export nobody
+    receives more than it can use or resell: purchases are cut in proportion, for both sides. What surplus is left then
+    is taken from solar power, then from dispatch, then from discharging. The grid makes up the balance (6).
+
+    ## Observations
+    ``Box(-1, 1)``: own unit, storage and slots, slope of the grid price, hour and passive load, own demand and solar
+    power in the hour to come, charge, partners' last proposals, own last trades, last grid price and imports; with
+    ``forecast`` hours ahead noisy forecasts of demand and solar power; with ``dno="agent"`` the last tariff and fee
+    multiplier. ``dno_0`` sees what is public, the flow of every line and the voltage of every bus. Demand, solar power
+    and units are relative to the largest, which is public.
+
+    ## Rewards
+    Prosumers: −J of the hour [€]: dispatch, storage, trades, imports at the grid price, and fees. ``dno_0``: tariffs
+    and network fees less the cost of violations.
+
+    ## Equilibrium
+    ``p2penv.grid.equilibrium`` has the variational generalised Nash equilibrium, the Wardrop equilibrium, the social
+    optimum and the outcome without trade. They are schedules of a day, so ``assess`` judges whole days: what each
+    prosumer's best schedule would save it, everybody else's held, limits kept. Fees and cuts by the operator are no
+    part of that game.
+
+    ## Network
+    ``network="price"``: every violated limit costs its price times what exceeds it, split over those who push it; the
+    operator pays where nobody does. ``"curtail"``: one common share α of every prosumer's net demand is not served, so
+    that all limits hold; trades stand, the grid takes the difference, and what is not served costs ``lost_load``.
+
+    ## Episode end
+    After all hours: it truncates.
+
+    ## Infos
+    For the market ``price`` of the grid [€/kWh], ``imported`` σ + b [kW], ``traded`` [kWh], ``loading`` (largest share
+    of a line's limit), ``voltage_low`` and ``voltage_high`` [p.u.], ``line_excess`` [kVA], ``voltage_excess`` [p.u.],
+    ``import_excess`` [kW], each summed, ``penalty`` of violations [€], ``operator``, what it earns less the penalty
+    [€], ``cut`` α; for each agent ``partners``, ``net`` demand at the bus, ``grid``, ``dispatch``, ``charging``,
+    ``curtailed``, ``received`` [kW], ``trade_price``, paid on average [€/kWh], ``charge`` [kWh], ``voltage`` of its bus
+    [p.u.], ``fee``, ``tax`` [€], ``unserved`` [kWh].
+
+    ## Arguments
+    Args:
+        scenario: name, TOML path or ``Scenario``.
+        trade_price: ``"contract"``, each pair's own price; ``"bilateral"``, the middle of the two limit prices where
+            the buyer's is at least the seller's, no trade else; ``"shadow"``, the contract price and the multipliers
+            of the equilibrium: of the trade, and nodal and import prices beside it (needs the ``grid`` extra).
+        network: ``"price"`` or ``"curtail"``.
+        dno: ``"rule"``, tariff of the scenario and fees as they are; or ``"agent"``.
+        tariff_max: of the operator's action [€/kWh].
+        fee_max: of the operator's action, ≥ 1.
+        limit_price: highest limit price [€/kWh]; by default twice the largest grid price without trade.
+        forecast: hours ahead, at most all; 0 for no forecasts.
+        forecast_error: relative standard deviation of forecasts, ≥ 0.
+        infos: ``"full"``, ``"network"`` with flow and voltage of every bus beside it, or ``"none"``.
+        **overrides: what ``load_scenario`` takes (``prosumers``, ``seed``, ``export``, ``reactive``, …).
+
+    Raises:
+        ValueError: an option outside its range; the message names it.
+        TypeError: unknown option.
+
+    ## Version history
+    * v0: first version.
+    """
+
+    name = "grid_v0"
+    discount = 0.99
+    dtypes: tuple[str, ...] = ("float64", "float32")
+    policies: tuple[str, ...] = ("vgne", "wardrop", "social_optimum", "no_trade")
+    reference = "no_trade"
+    money = "€"
+    episodic = True
+    equilibrium = "variational GNE of the day"
+    metadata: Mapping[str, Any] = {"name": name, "render_modes": ["human", "rgb_array"], "render_fps": 4}
+
+    def __init__(
+        self,
+        scenario: str | Path | Scenario = "ieee37",
+        *,
+        trade_price: Literal["contract", "bilateral", "shadow"] = "contract",
+        network: Literal["price", "curtail"] = "price",
+        dno: Literal["rule", "agent"] = "rule",
+        tariff_max: float = 0.11,
+        fee_max: float = 2.0,
+        limit_price: float | None = None,
+        forecast: int = 0,
+        forecast_error: float = 0.1,
+        infos: Literal["full", "network", "none"] = "full",
+        **overrides: Any,
+    ) -> None:
+        try:
+            if not isinstance(scenario, Scenario):
+                scenario = load_scenario(scenario, **overrides)
+            elif overrides:
+                scenario = scenario.replace(**overrides)
+        except TypeError as error:
+            options = sorted(name for name in inspect.signature(Grid).parameters if name != "overrides")
+            raise TypeError(f"{error}; options of the environment: {', '.join(options)}") from None
+        self.scenario = scenario
+        self.horizon = scenario.hours
+        self.trade_price = validation.choice("trade_price", trade_price, TRADE_PRICES)
+        self.network = validation.choice("network", network, ("price", "curtail"))
+        if self.network == "curtail":
+            scenario.check_passive()
+        self.led = validation.choice("dno", dno, ("rule", "agent")) == "agent"
+        self.tariff_max = validation.number("tariff_max", tariff_max, scenario.tariff)
+        self.fee_max = validation.number("fee_max", fee_max, 1.0)
+        highest = float((scenario.grid_slope * (scenario.params.passive_total + scenario.demand.sum(axis=1))).max())
+        limit_price = 2.0 * highest if limit_price is None else limit_price
+        self.limit_price = validation.number("limit_price", limit_price, 0.0, open_low=True)
+        self.forecast = int(validation.number("forecast", forecast, 0, self.horizon))
+        if self.forecast != forecast:
+            raise ValueError(f"forecast must be a whole number of hours, got {forecast!r}")
+        self.forecast_error = validation.number("forecast_error", forecast_error, 0.0)
+        self.infos = validation.choice("infos", infos, ("full", "network", "none"))
+        size, slots = scenario.partner.shape
+        self.action_names: tuple[str, ...] = (*OWN, *(f"trade_{slot}" for slot in range(slots)))
+        self.roles: tuple[Role, ...] = (
+            Role("prosumer", size, len(self.action_names)),
+            *([Role("dno", 1, 2)] if self.led else []),
+        )
+        self._solutions: dict[str, Equilibrium] = {}
+        self._loose: dict[str, Equilibrium] = {}
+        self._days: dict[str, dict[str, Floats]] = {}
+        self.params = freeze(self._parameters())
+        errors = {"forecast": Draw("normal", (size, 2))} if self.forecast else {}
+        self.initial_noise: Mapping[str, Draw] = errors
+        self.noise: Mapping[str, Draw] = errors
+        self.info_axes: Mapping[str, Literal["env", "agent"]] = self._info_axes()
+        self._set_scales()
+
+    def _info_axes(self) -> dict[str, Literal["env", "agent"]]:
+        if self.infos == "none":
+            return {}
+        market = ["price", "imported", "traded", "loading", "voltage_low", "voltage_high", "line_excess"]
+        market += ["voltage_excess", "import_excess", "penalty", "operator", "cut"]
+        if self.infos == "network":
+            feeder = self.scenario.feeder
+            market += [f"flow_{feeder.buses[bus]}" for bus in feeder.fed]
+            market += [f"voltage_{bus}" for bus in feeder.buses]
+        agent = ["partners", "net", "grid", "dispatch", "charging", "curtailed", "received", "trade_price", "charge"]
+        agent += ["voltage", "fee", "tax", "unserved"]
+        return dict.fromkeys(market, "env") | dict.fromkeys(agent, "agent")  # type: ignore[return-value]
+
+    def _parameters(self) -> Params:
+        s, market = self.scenario, self.scenario.params
+        final = s.initial_charge if s.final_charge else s.storage_min
+        floor = charge_floor(
+            s.storage_min, final, s.storage_power, s.leakage, s.charge_efficiency, s.step_hours, s.hours
+        )
+        alone = rules.state_of(market, np.zeros((s.hours + 1, s.size)), np.arange(s.hours + 1))
+        largest = np.maximum(np.hypot(alone.active, alone.reactive).max(axis=0), 1e-9)
+        scale = np.where(np.isfinite(s.line_limit), s.line_limit, largest)
+        hours, slots = s.hours + 1, s.partner.shape
+        shadows = [np.zeros((hours, *slots)), np.zeros((hours, s.size)), np.zeros((hours, 1))]
+        if self.trade_price == "shadow":
+            found = self.solution("vgne").multipliers
+            # The last row is never played.
+            trade = found["trade"][:, s.pair] if len(s.edges) else np.zeros((s.hours, *slots))
+            prices = (trade * market.slots, found["nodal"][:, s.bus], found["import"][:, None])
+            for table, values in zip(shadows, prices, strict=True):
+                table[:-1] = values
+        usual = float((s.grid_slope * market.passive_total)[: s.hours].mean())
+        own = np.minimum(np.maximum(s.demand - s.solar, 0.0)[: s.hours].mean(axis=0), s.dispatch_max)
+        marginal = s.dispatch_linear + 2.0 * s.dispatch_quadratic * own
+        value = np.where(s.dispatch_max > 0.0, np.minimum(marginal, usual), usual)
+        return Params(market, floor, value, scale, *shadows)
+
+    def parameters(self, xp: ModuleType = np, dtype: Any = None) -> Params:
+        """``params`` in a namespace and dtype, float64 by default."""
+        return self.params if xp is np and dtype in (None, np.float64) else cast(self.params, xp, dtype)
+
+    def _set_scales(self) -> None:
+        """Constant features, and the public ranges of the changing ones."""
+        s, market = self.scenario, self.params.market
+        tiny = 1e-9
+        self._demand = 1.0 / max(float(s.demand.max()), tiny)
+        self._solar = 1.0 / max(float(s.solar.max()), tiny)
+        self._slope = 1.0 / max(float(s.grid_slope.max()), tiny)
+        self._passive = 1.0 / max(float(market.passive_total.max()), tiny)
+        self._usual_price = float((s.grid_slope * market.passive_total)[: s.hours].mean())
+        self._imported = 1.0 / max(float((market.passive_total + s.demand.sum(axis=1)).max()), tiny)
+        distance = np.diag(market.R)[s.bus]
+        own = {
+            "dispatch_max": s.dispatch_max,
+            "dispatch_linear": s.dispatch_linear * (s.dispatch_max > 0.0),
+            "dispatch_quadratic": s.dispatch_quadratic * (s.dispatch_max > 0.0),
+            "storage_power": s.storage_power,
+            "storage_min": s.storage_min,
+            "storage_max": s.storage_max,
+            "resistance": distance,
+        }
+        columns = [values / max(float(values.max()), tiny) for values in map(np.asarray, own.values())]
+        slots = market.trade_max
+        columns += list((slots / max(float(slots.max(initial=0.0)), tiny)).T)
+        names = [*own, *(f"trade_max_{slot}" for slot in range(slots.shape[1]))]
+        context = np.stack(columns, axis=1)
+        self.context: Array = np.concatenate([context, 0.0 * context[:1]]) if self.led else context
+        changing = ["demand", "solar", "charge", *(f"proposal_{slot}" for slot in range(slots.shape[1]))]
+        changing += [*(f"last_trade_{slot}" for slot in range(slots.shape[1])), "slope", "passive", "sine", "cosine"]
+        changing += ["last_price", "last_import"]
+        if self.forecast:
+            changing += ["forecast_demand", "forecast_solar"]
+        if self.led:
+            changing += ["tariff", "fee_factor"]
+            changing += [*(f"loading_{s.feeder.buses[bus]}" for bus in s.feeder.fed)]
+            changing += [*(f"voltage_{bus}" for bus in s.feeder.buses)]
+        self.features: tuple[str, ...] = (*names, *changing)
+        # A day's bill at the price without trade, hour by hour.
+        stakes = s.step_hours * self._usual_price * s.demand[: self.horizon].mean(axis=0) + tiny
+        self.reward_scale: Array = np.append(stakes, stakes.sum()) if self.led else stakes
+
+    def observe(self, params: Params, state: State) -> tuple[Array, ...]:
+        """Own power and charge, partners' proposals, last trades, price and imports; all in [−1, 1]."""
+        xp, market = namespace(state.charge), params.market
+        none = 0.0 * state.charge
+        hour, alone = self._hour(state.time), 0.0 * state.price
+        demand, solar = none + market.demand[hour], none + market.solar[hour]
+        slope, passive = alone + market.grid_slope[hour], alone + market.passive_total[hour]
+        angle = (2.0 * np.pi / 24.0) * market.step_hours * state.time
+        slots = market.partner.shape[1]
+        offered = rules.exchange(market, state.proposal) * market.slots
+        traded = safe_divide(state.trade, market.trade_max + 0.0 * state.trade)
+        own = [demand * self._demand, solar * self._solar, safe_divide(state.charge, market.storage_max + none)]
+        own += [offered[..., slot] for slot in range(slots)] + [traded[..., slot] for slot in range(slots)]
+        public = [slope * self._slope, passive * self._passive, xp.sin(angle), xp.cos(angle)]
+        public += [2.0 * state.price / self.limit_price - 1.0, state.imported * self._imported]
+        ahead: list[Array] = []
+        if self.forecast:
+            later = self._hour(state.time + self.forecast)
+            profiles = ((market.demand, self._demand), (market.solar, self._solar))
+            for index, (profile, scale) in enumerate(profiles):
+                error = 1.0 + self.forecast_error * state.forecast[..., index]
+                ahead.append(profile[later] * error * scale)
+        one = none + 1.0
+        if not self.led:
+            every = (*own, *(value[:, None] + none for value in public), *ahead)
+            return tuple(clip(value, -one, one) for value in every)
+        # The operator's column: what is public, and its network instead of private data.
+        zero = none[:, :1]
+        seen = [state.tariff / self.tariff_max, state.factor / self.fee_max]
+        joint = [xp.concat([value, zero], axis=-1) for value in own]
+        joint += [xp.concat([value[:, None] + none, value[:, None]], axis=-1) for value in public]
+        joint += [xp.concat([value, zero], axis=-1) for value in ahead]
+        joint += [xp.concat([value[:, None] + none, value[:, None]], axis=-1) for value in seen]
+        for values in (state.loading, state.voltage):
+            joint += [xp.concat([none, values[:, place : place + 1]], axis=-1) for place in range(values.shape[1])]
+        unit = xp.concat([one, one[:, :1]], axis=-1)
+        return tuple(clip(value, -unit, unit) for value in joint)
+
+    def _hour(self, time: Array) -> Array:
+        """Rows of profiles for times ``(E,)``, the last one from the end on; one number where all are the same."""
+        if isinstance(time, np.ndarray):
+            first = time[0]
+            if (time == first).all():
+                return min(int(first), self.horizon)
+        return clip(time, 0 * time, 0 * time + self.horizon)
+
+    def initial(self, params: Params, noise: Noise, num_envs: int) -> State:
+        """State of ``num_envs`` fresh days: storage as at first, nothing traded."""
+        market = params.market
+        xp, dtype = namespace(market.storage_power), market.storage_power.dtype
+        lines, buses = (params.line_scale.shape[0], market.R.shape[0]) if self.led else (0, 0)
+        none = xp.zeros((num_envs, market.partner.shape[0]), dtype=dtype)
+        trade = xp.zeros((num_envs, *market.partner.shape), dtype=dtype)
+        alone = none[:, 0]
+        return State(
+            none + market.initial_charge,
+            trade,
+            trade,
+            alone + market.grid_slope[0] * market.passive_total[0],
+            alone + market.passive_total[0],
+            alone + market.tariff,
+            alone + 1.0,
+            xp.zeros((num_envs, lines), dtype=dtype),
+            xp.zeros((num_envs, buses), dtype=dtype),
+            noise["forecast"] if self.forecast else xp.stack([none, none], axis=-1),
+            xp.astype(alone, xp.int32),
+        )
+
+    def storage(self, params: Params, state: State, power: Array) -> tuple[Array, Array]:
+        """Charging and discharging ``(E, n)`` nearest to ``power``, charging positive, that the storage allows [kW]."""
+        market = params.market._replace(storage_min=params.floor[self._hour(state.time + 1)])
+        return rules.storage_split(market, state.charge, power)
+
+    def play(self, params: Params, state: State, actions: Array) -> Hour:
+        """What actions ``(E, N, A)`` come to in the hour of the state."""
+        market, hour = params.market, self._hour(state.time)
+        xp = namespace(state.charge)
+        own = actions[:, : market.partner.shape[0], :]
+        demand, solar = market.demand[hour], market.solar[hour]
+        dispatch = 0.5 * (own[..., 0] + 1.0) * market.dispatch_max
+        charge, discharge = self.storage(params, state, own[..., 1] * market.storage_power)
+        curtail = 0.5 * (own[..., 2] + 1.0) * solar
+        limit = 0.5 * (own[..., 3] + 1.0) * self.limit_price
+        proposal = own[..., len(OWN) :] * market.slots
+        mode: rules.Mode = "bilateral" if self.trade_price == "bilateral" else "contract"
+        trade, price = rules.match(market, proposal * market.trade_max, limit, mode)
+        if not self.scenario.export:
+            trade = backed(trade, demand + charge, market.partner)
+            left = rules.grid_exchange(market, dispatch, charge, discharge, curtail, trade, hour)
+            more, dispatch, discharge = absorb(-left, solar - curtail, dispatch, discharge)
+            curtail = curtail + more
+        grid = rules.grid_exchange(market, dispatch, charge, discharge, curtail, trade, hour)
+        if not self.scenario.export:
+            grid = xp.maximum(grid, 0.0 * grid)  # rounding
+        planned = Schedules(dispatch, charge, discharge, curtail, grid, trade)
+        return self._settle(params, state, actions, planned, proposal, price)
+
+    def _settle(
+        self, params: Params, state: State, actions: Array, planned: Schedules, proposal: Array, price: Array
+    ) -> Hour:
+        """Network, fees and bills of what prosumers planned."""
+        market, hour = params.market, self._hour(state.time)
+        xp, alone = namespace(state.charge), 0.0 * state.price
+        net, flows, cut, unserved = rules.net_demand(planned), planned, alone, 0.0 * planned.grid
+        active, reactive = rules.bus_demand(market, net, hour)
+        if self.network == "curtail":
+            cut = rules.cut(market, net, hour)
+            taken = cut[:, None] * net
+            flows = planned._replace(grid=planned.grid - taken)
+            unserved, net = xp.maximum(taken, 0.0 * taken), net - taken
+            active = active - taken @ market.location
+            reactive = reactive - cut[:, None] * (market.reactive_demand[hour] @ market.location)
+        network = rules.network_state(market, -active, -(reactive + 0.0 * active))
+        push, rest = self._pushed(market, net, network)
+        tariff, factor = alone + market.tariff, alone + 1.0
+        if self.led:
+            tariff = 0.5 * (actions[:, -1, 0] + 1.0) * self.tariff_max
+            factor = 0.5 * (actions[:, -1, 1] + 1.0) * self.fee_max
+        fee = factor[:, None] * push
+        bill = rules.bill(market, flows, hour, price, tariff)
+        cost = bill.cost + fee + market.step_hours * market.lost_load * unserved
+        if self.trade_price == "shadow":
+            shadow = row_sum(params.trade_shadow[hour] * flows.trade) + params.nodal_shadow[hour] * net
+            cost = cost + market.step_hours * (shadow + params.import_shadow[hour] * flows.grid)
+        total = row_sum(flows.grid)
+        return Hour(
+            planned,
+            flows,
+            proposal,
+            price,
+            rules.grid_price(market, total, hour),
+            total + market.passive_total[hour],
+            net,
+            unserved,
+            cut,
+            network,
+            push,
+            fee,
+            bill.tariff,
+            row_sum(push) + rest,
+            tariff,
+            factor,
+            cost,
+        )
+
+    def _pushed(self, market: rules.Params, net: Array, network: NetworkState) -> tuple[Array, Array]:
+        """What violated limits cost: prosumers ``(E, n)``, and nobody in particular ``(E,)`` [€]."""
+        excess = (network.line_excess, network.voltage_excess, network.angle_excess, network.import_excess)
+        if isinstance(net, np.ndarray) and not any(each.any() for each in excess):
+            return 0.0 * net, 0.0 * network.grid_active
+        return rules.network_fees(market, net, network)
+
+    def step(self, params: Params, state: State, actions: Array, noise: Noise) -> Step:
+        """Play actions ``(E, N, A)``; pure, neither validates nor resets."""
+        xp = namespace(state.charge)
+        hour = self.play(params, state, actions)
+        charge = rules.next_charge(params.market, state.charge, hour.flows.charge, hour.flows.discharge)
+        time = state.time + 1
+        loading, voltage = state.loading, state.voltage
+        if self.led:
+            loading = _apparent(hour.network) / params.line_scale
+            widest = xp.maximum(1.0 - params.market.voltage_min, params.market.voltage_max - 1.0)
+            voltage = (hour.network.voltage - 1.0) / widest
+        after = State(
+            charge,
+            hour.proposal,
+            hour.flows.trade,
+            hour.grid_price,
+            hour.imported,
+            hour.tariff,
+            hour.factor,
+            loading,
+            voltage,
+            noise["forecast"] if self.forecast else state.forecast,
+            time,
+        )
+        reward = -hour.cost
+        if self.led:
+            reward = xp.concat([reward, hour.operator[:, None]], axis=-1)
+        info = self._info(params, hour, charge) if self.infos != "none" else {}
+        return Step(after, reward, time < 0, time >= self.horizon, info)
+
+    def _info(self, params: Params, hour: Hour, charge: Array) -> dict[str, Array]:
+        market, flows, network = params.market, hour.flows, hour.network
+        xp, size = namespace(charge), abs(flows.trade)
+        apparent = _apparent(network)
+        info = {
+            "price": hour.grid_price,
+            "imported": hour.imported,
+            "traded": 0.5 * market.step_hours * row_sum(row_sum(size)),
+            "loading": row_max(apparent / params.line_scale),
+            "voltage_low": -row_max(-network.voltage),
+            "voltage_high": row_max(network.voltage),
+            "line_excess": row_sum(network.line_excess),
+            "voltage_excess": row_sum(network.voltage_excess),
+            "import_excess": network.import_excess,
+            "penalty": hour.penalty,
+            "operator": hour.operator,
+            "cut": hour.cut,
+        }
+        if self.infos == "network":
+            buses = self.scenario.feeder
+            info |= {f"flow_{buses.buses[bus]}": apparent[:, line] for line, bus in enumerate(buses.fed)}
+            info |= {f"voltage_{bus}": network.voltage[:, place] for place, bus in enumerate(buses.buses)}
+        columns = {
+            "partners": row_sum(market.slots) + 0.0 * charge,
+            "net": hour.net,
+            "grid": flows.grid,
+            "dispatch": flows.dispatch,
+            "charging": flows.charge - flows.discharge,
+            "curtailed": flows.curtail,
+            "received": row_sum(flows.trade),
+            "trade_price": safe_divide(row_sum(hour.price * size), row_sum(size)),
+            "charge": charge,
+            "voltage": xp.take(network.voltage, market.bus, axis=-1),
+            "fee": hour.fee,
+            "tax": hour.tax,
+            "unserved": market.step_hours * hour.unserved,
+        }
+        if self.led:
+            columns = {name: xp.concat([value, 0.0 * value[:, :1]], axis=-1) for name, value in columns.items()}
+        return info | columns
+
+    def initial_info(self, params: Params, state: State) -> dict[str, Array]:
+        """The keys of ``step``'s infos for a fresh day: nobody does anything, passive loads alone."""
+        if self.infos == "none":
+            return {}
+        none, hour = 0.0 * state.charge, self._hour(state.time)
+        flows = Schedules(none, none, none, none, none, 0.0 * state.trade)
+        network = rules.state_of(params.market, none, hour)
+        alone = 0.0 * state.price
+        quiet = Hour(
+            flows,
+            flows,
+            flows.trade,
+            flows.trade,
+            state.price,
+            state.imported,
+            none,
+            none,
+            alone,
+            network,
+            none,
+            none,
+            none,
+            alone,
+            state.tariff,
+            state.factor,
+            none,
+        )
+        return self._info(params, quiet, state.charge)
+
+    def worth(self, params: Params, state: State) -> Array:
+        """What a state is worth to each agent ``(E, N)``: the charge it can still use, at the usual price [€].
+
+        No reward pays it when the day ends; learners told of it see at once what charging is good for. The price is
+        that of the grid without prosumers, or what the own unit costs at the prosumer's mean demand, if that is less.
+        """
+        market = params.market
+        xp = namespace(state.charge)
+        left = xp.astype(self.horizon - state.time, state.charge.dtype)[:, None]
+        spare = market.discharge_efficiency * (state.charge - params.floor[-1])
+        usable = xp.minimum(xp.maximum(spare, 0.0 * spare), market.step_hours * market.storage_power * left)
+        value = params.charge_price * usable
+        return xp.concat([value, 0.0 * value[:, :1]], axis=-1) if self.led else value
+
+    def flows_at(self, net: Floats, hour: int) -> NetworkState:
+        """Flows and voltages for net demands ``(n,)`` of prosumers in an hour."""
+        return rules.state_of(self.params.market, net, hour)
+
+    def encode(self, params: Params, time: Array, flows: Schedules, limit: Array) -> Array:
+        """Actions ``(E, N, A)`` that ask for flows ``(E, n)`` and trades ``(E, n, K)`` at times ``(E,)``.
+
+        Args:
+            params: of the market.
+            time: (E,) hours played.
+            flows: what prosumers are to do, as far as they can; what they take from the grid follows [kW].
+            limit: (E, n) limit prices [€/kWh].
+        """
+        market = params.market
+        xp, none = namespace(flows.dispatch), 0.0 * flows.dispatch
+        solar = none + market.solar[self._hour(time)]
+        rows = [
+            2.0 * safe_divide(flows.dispatch, market.dispatch_max + none) - 1.0,
+            safe_divide(flows.charge - flows.discharge, market.storage_power + none),
+            2.0 * safe_divide(flows.curtail, solar) - 1.0,
+            2.0 * limit / self.limit_price - 1.0,
+        ]
+        trade = safe_divide(flows.trade, market.trade_max + 0.0 * flows.trade)
+        joint = xp.concat([xp.stack(rows, axis=-1), trade], axis=-1)
+        if self.led:
+            empty = 0.0 * joint[:, 0, :1]
+            row = [2.0 * market.tariff / self.tariff_max - 1.0 + empty, 2.0 / self.fee_max - 1.0 + empty]
+            row += [empty] * (joint.shape[-1] - 2)
+            joint = xp.concat([joint, xp.concat(row, axis=-1)[:, None, :]], axis=1)
+        return clip(joint, 0.0 * joint - 1.0, 0.0 * joint + 1.0)
+
+    def policy(self, name: str) -> Policy:
+        """Exact schedules of the day: ``"vgne"``, ``"wardrop"``, ``"social_optimum"`` or ``"no_trade"``.
+
+        Raises:
+            ValueError: unknown name, or no schedules keep all limits.
+            ImportError: the ``grid`` extra is missing.
+        """
+        validation.choice("policy", name, self.policies)
+        return self.follow(self.solution(name).schedules)
+
+    def follow(self, schedules: Schedules) -> SchedulePolicy:
+        """The policy that plays schedules of a day, ``(H, n)`` and trades ``(H, n, K)`` [kW]."""
+        from p2penv.grid.policies import SchedulePolicy
+
+        return SchedulePolicy(self, schedules)
+
+    def solution(self, name: str) -> Equilibrium:
+        """The solver's result behind a policy, worked out once."""
+        from p2penv.grid.equilibrium import variational_equilibrium
+        from p2penv.grid.policies import KINDS
+
+        if name not in self._solutions:
+            self._solutions[name] = variational_equilibrium(self.scenario, KINDS[name])
+        return self._solutions[name]
+
+    def _nearest(self, name: str) -> Equilibrium:
+        """The solver's result, without limits of the network where no schedules keep them."""
+        from p2penv.grid.equilibrium import InfeasibleError, variational_equilibrium
+        from p2penv.grid.policies import KINDS
+
+        try:
+            return self.solution(name)
+        except InfeasibleError:
+            if name not in self._loose:
+                self._loose[name] = variational_equilibrium(self.scenario.replace(**WIDE), KINDS[name])
+            return self._loose[name]
+
+    def assess(self, params: Params, state: State, actions: Array) -> dict[str, Array]:
+        """Exact measures of whole days: leaves of ``state`` ``(H, E, …)``, actions ``(H, E, N, A)`` [€].
+
+        Exploitability is what the best schedule of a prosumer saves, its trades and everybody else's schedules held,
+        limits kept or, where violated, not made worse. Fees and cuts of the operator are left out of it. An operator
+        that plays gains what the highest tariff and fee would bring. Social costs are the prosumers'; passive loads'
+        bills are in none. Beside them ``grid_distance``, the mean distance of purchases from the grid to the
+        equilibrium's, and ``trade_distance``, that of net trades [kW]. Where no schedules keep all limits, ``nearest``
+        says that one without them stands in, and pays its fees.
+        """
+        from p2penv.grid.equilibrium import exploitability
+
+        played = [
+            self.play(params, type(state)(*(leaf[time] for leaf in state)), joint) for time, joint in enumerate(actions)
+        ]
+        envs, size = actions.shape[1], self.scenario.size
+        measures = self._measured("", played)
+        for key, name in (("_truthful", "no_trade"), ("_equilibrium", "vgne"), ("_coordinated", "social_optimum")):
+            measures |= {field + key: np.repeat(cost, envs, axis=0) for field, cost in self._day(name).items()}
+        gain = np.zeros((envs, size))
+        grid, trade = np.zeros((envs, size)), np.zeros((envs, size))
+        exact = self._nearest("vgne").schedules
+        leaves = [np.stack(leaf, axis=1) for leaf in zip(*(hour.planned for hour in played), strict=True)]
+        for each in range(envs):
+            day = Schedules(*(np.asarray(leaf[each], np.float64) for leaf in leaves))
+            gain[each] = np.maximum(exploitability(self.scenario, day), 0.0)
+            grid[each] = abs(day.grid - exact.grid).mean(axis=0)
+            trade[each] = abs(day.trade.sum(axis=-1) - exact.trade.sum(axis=-1)).mean(axis=0)
+        if self.led:
+            more = [
+                (self.tariff_max - hour.tariff) * self.scenario.step_hours * abs(hour.flows.trade).sum(axis=(1, 2))
+                + (self.fee_max - hour.factor) * hour.push.sum(axis=1)
+                for hour in played
+            ]
+            gain = np.concatenate([gain, np.sum(more, axis=0)[:, None]], axis=1)
+            grid, trade = (np.concatenate([each, 0.0 * each[:, :1]], axis=1) for each in (grid, trade))
+        return measures | {
+            "exploitability": gain,
+            "nearest": np.full(envs, bool(self._loose)),
+            "grid_distance": grid,
+            "trade_distance": trade,
+        }
+
+    def _measured(self, key: str, played: list[Hour]) -> dict[str, Array]:
+        """Costs of days given hour by hour."""
+        cost = np.sum([hour.cost for hour in played], axis=0)
+        social = {f"social_cost{key}": cost.sum(axis=1)}
+        if self.led:
+            cost = np.concatenate([cost, -np.sum([hour.operator for hour in played], axis=0)[:, None]], axis=1)
+        return {f"cost{key}": cost} | social
+
+    def _day(self, name: str) -> dict[str, Floats]:
+        """Costs ``(1, N)`` of a policy's day, worked out once."""
+        if name not in self._days:
+            policy, played = self.follow(self._nearest(name).schedules), []
+            noise = {key: np.zeros((1, *draw.shape)) for key, draw in self.noise.items()}
+            state = self.initial(self.params, noise, 1)
+            for _ in range(self.horizon):
+                actions = policy.act(self.params, None, state, {})
+                played.append(self.play(self.params, state, actions))
+                state = self.step(self.params, state, actions, noise).state
+            self._days[name] = self._measured("", played)
+        return self._days[name]
+
+    def render(self, state: State, info: Mapping[str, Array]) -> Figure:
+        """Picture of environment 0; needs the ``render`` extra."""
+        from p2penv.grid.render import draw
+
+        return draw(self, state, info)
+
+
+def _apparent(network: NetworkState) -> Array:
+    """Apparent power of lines ``(E, L)`` [kVA]."""
+    return namespace(network.active).sqrt(network.active**2 + network.reactive**2)
