@@ -246,10 +246,30 @@ def test_the_energy_market_is_drawn(options, words):
         traded = (step.info["sold"] - step.info["bought"])[0, :size][order] / env.scenario.hours
         np.testing.assert_allclose(heights[size:], traded)
         np.testing.assert_allclose(lower.lines[-1].get_ydata(), step.info["charge"][0, :size][order])
-        row = int(state.time[0])
-        demand = np.maximum(env.scenario.load[row] - env.scenario.generation[row], 0.0).sum()
-        line = next(line for line in curves.lines if line.get_label() == "demand")
-        np.testing.assert_allclose(line.get_xdata(), demand)
+        net, role = step.info["net"][0, :size], step.info["role"][0, :size]
+        lines = {line.get_label(): line for line in curves.lines}
+        np.testing.assert_allclose(lines["demand"].get_xdata(), -net[role < 0].sum(), rtol=1e-12)
+        # Where sellers answer the price, the curve meets it at what they supply: also with batteries in use.
+        if step.info["case"][0] == 1 and env.pricing == "exact" and not env.led:
+            drawn = np.interp(step.info["price"][0], lines["supply"].get_ydata(), lines["supply"].get_xdata())
+            assert drawn == pytest.approx(net[role > 0].sum(), rel=2e-3)
+
+
+def test_the_picture_agrees_with_the_case_while_batteries_work():
+    """Supply left of demand at p_l is a general market, right of it an extreme one."""
+    env = p2penv.make_functional("pem_v0", scenario=Day.random(6, 24, 1).replace(initial_charge=0.8), infos="full")
+    state, rng, seen = env.initial(env.params, {}, 1), np.random.default_rng(2), set()
+    for _ in range(env.horizon - 1):
+        step = env.step(env.params, state, rng.uniform(-1.0, 1.0, (1, 6, 5)), {})
+        lines = {line.get_label(): line for line in draw_energy(env, state, step.info).axes[0].lines}
+        case, at_low = int(step.info["case"][0]), 0.0
+        if "supply" in lines and case:
+            at_low = np.interp(env.scenario.low, lines["supply"].get_ydata(), lines["supply"].get_xdata())
+            missing = lines["demand"].get_xdata()[0] - at_low
+            assert (missing > 0.0) == (case == 1) or abs(missing) < 1e-3
+            seen.add(case)
+        state = step.state
+    assert seen == {1, 2}
 
 
 def test_the_clock_of_the_energy_market():

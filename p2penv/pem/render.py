@@ -16,6 +16,7 @@ from p2penv.pem.rules import EXTREME, NO_MARKET, Offers, supply
 try:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 except ImportError as error:
     raise ImportError("rendering needs matplotlib: pip install 'p2penv[render]'") from error
 
@@ -32,9 +33,9 @@ CASES = {NO_MARKET: "nobody sells", EXTREME: "extreme market"}
 def draw(env: PEM, state: State, info: Mapping[str, Any]) -> Figure:
     """Picture of environment 0 of a batch.
 
-    Left the true supply of sellers at base loads against the price, with demand and the price of the window; right net
-    power of every home, sellers above and buyers below, the part traded on the market solid, and below it the charge of
-    the batteries. Give the state before the step whose infos these are: after it the day has moved on.
+    Left the true supply of sellers against the price, with demand and the price of the window, batteries as played (at
+    rest, and base loads, when there are no infos); right net power of every home, sellers above and buyers below, the
+    part traded on the market solid, and below it the charge of the batteries. Give the state before the step whose infos these are: after it the day has moved on.
 
     Args:
         env: the environment.
@@ -65,6 +66,7 @@ def draw(env: PEM, state: State, info: Mapping[str, Any]) -> Figure:
     lower.plot(place, charge[order], ".", color=INK, ms=3)
     lower.set_ylabel("charge [kWh]", color=INK, fontsize=9)
     lower.set_xlabel("homes, by net power", color=INK, fontsize=9)
+    lower.xaxis.set_major_locator(MaxNLocator(integer=True))
     upper.tick_params(labelbottom=False)
     for axes in (left, upper, lower):
         axes.tick_params(labelsize=8, colors=FAINT)
@@ -74,18 +76,22 @@ def draw(env: PEM, state: State, info: Mapping[str, Any]) -> Figure:
 
 
 def _curves(axes: Axes, env: PEM, state: State, info: Mapping[str, Any]) -> Floats:
-    """Supply and demand at base loads, batteries at rest; returns net power ``(n,)`` there."""
-    scenario = env.scenario
+    """Supply and demand, at base loads and batteries at rest without infos; returns net power ``(n,)``."""
+    scenario, size = env.scenario, env.scenario.size
     row = min(int(state.time[0]), scenario.windows)
     generation, load, preference = scenario.generation[row], scenario.load[row], scenario.preference[row]
-    net = generation - load
-    most = np.where(net > 0, np.maximum(generation - (1.0 - scenario.flexibility) * load, 0.0), 0.0)
+    net, role, charging = generation - load, np.sign(generation - load), 0.0 * load
+    cleared = info and float(info["sellers"][0] + info["buyers"][0]) > 0
+    if cleared:
+        net, role = _first(info["net"])[:size], _first(info["role"])[:size]
+        charging = generation - _first(info["load"])[:size] - net
+    most = np.where(role > 0, np.maximum(generation - charging - (1.0 - scenario.flexibility) * load, 0.0), 0.0)
     prices = np.linspace(scenario.buyback, scenario.retail, 200)
-    offers = Offers(preference, generation + 1.0, most)
+    offers = Offers(preference, generation + 1.0 + (scenario.loss - 1.0) * charging, most)
     axes.plot(supply(offers, prices[:, None]).sum(axis=1), prices, color=SELLER, label="supply")
-    axes.axvline(float(np.maximum(-net, 0.0).sum()), color=BUYER, label="demand")
+    axes.axvline(float(np.maximum(-net, 0.0)[role < 0].sum()), color=BUYER, label="demand")
     axes.axhspan(scenario.low, scenario.high, color=RULE, alpha=0.3, lw=0)
-    if info and float(info["sellers"][0] + info["buyers"][0]) > 0:
+    if cleared:
         axes.axhline(float(info["price"][0]), color=INK, ls="--", lw=1, label="price")
     axes.set_xlim(left=0.0)
     axes.set_xlabel("power [kW]", color=INK, fontsize=9)
