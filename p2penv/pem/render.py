@@ -35,7 +35,8 @@ def draw(env: PEM, state: State, info: Mapping[str, Any]) -> Figure:
 
     Left the true supply of sellers against the price, with demand and the price of the window, batteries as played (at
     rest, and base loads, when there are no infos); right net power of every home, sellers above and buyers below, the
-    part traded on the market solid, and below it the charge of the batteries. Give the state before the step whose infos these are: after it the day has moved on.
+    part traded on the market solid, and below it the charge of the batteries. Give the state before the step whose
+    infos these are: after it the day has moved on.
 
     Args:
         env: the environment.
