@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from scipy import integrate
 
 from p2penv.core.params import cast
-from p2penv.dpvcg import continuous, rules
+from p2penv.dpvcg import continuous, fourier, panels, rules
+from p2penv.dpvcg.quadrature import PANEL_AGENTS, make_quadrature
 from p2penv.dpvcg.rules import Bids, Bounds
 
 SIX = Bids(
@@ -71,7 +72,7 @@ def scipy_integral(bids, bounds, beta):
 def test_small_markets_match_scipy(size, beta):
     bids, bounds = market(size)
     bounds = Bounds(np.minimum(bounds.low, 0.0), np.maximum(bounds.high, 0.0))
-    law = continuous.law(continuous.make_quadrature(bounds, bids, beta, 1e-12), bids, beta)
+    law = continuous.law(make_quadrature(bounds, bids, beta, 1e-12), bids, beta)
 
     def expected(bids, bounds):
         integral = scipy_integral(bids, bounds, beta)
@@ -101,7 +102,7 @@ def test_small_markets_match_scipy(size, beta):
 def test_four_agents_match_scipy_and_the_fourier_sum():
     bids, bounds = market(4)
     beta = 1.5
-    law = continuous.law(continuous.make_quadrature(bounds, bids, beta), bids, beta)
+    law = continuous.law(make_quadrature(bounds, bids, beta), bids, beta)
     # Inner integrals by a rule that is exact enough; panels are cut by scipy, which knows nothing of corners.
     nodes, weights = np.polynomial.legendre.leggauss(12)
 
@@ -135,8 +136,8 @@ def test_four_agents_match_scipy_and_the_fourier_sum():
 
     np.testing.assert_allclose(law.welfare, (integral(1, 0) + integral(0, 1)) / integral(0, 0), rtol=1e-9)
     # The same market by characteristic functions, slowly.
-    fourier = continuous._fourier_nodes(bounds, 1.1 * np.abs(bounds).sum(axis=-1).max(), 2000, 600)
-    np.testing.assert_allclose(continuous.moments(fourier, bids, beta).quantity, law.quantity, rtol=1e-6)
+    slow = fourier.build(bounds, 1.1 * np.abs(bounds).sum(axis=-1).max(), 2000, 600)
+    np.testing.assert_allclose(continuous.moments(slow, bids, beta).quantity, law.quantity, rtol=1e-6)
 
 
 @pytest.mark.parametrize("size", [5, 6, 8, 13, 20])
@@ -150,7 +151,7 @@ def test_volumes_are_irwin_hall(size):
         return float(sum(terms) / factorial(count - 1) * 10 ** (count - 1))
 
     bids = Bids(-np.ones(size), np.zeros(size), np.zeros(size))
-    quadrature = continuous.make_quadrature(bounds, bids, 0.0, 1e-10)
+    quadrature = make_quadrature(bounds, bids, 0.0, 1e-10)
     np.testing.assert_allclose(quadrature.log_volume, np.log(volume(size)), rtol=0, atol=4e-10)
     np.testing.assert_allclose(quadrature.log_volume_without, np.log(volume(size - 1)), rtol=0, atol=4e-10)
 
@@ -169,7 +170,7 @@ def test_far_bounds_give_the_normal_law(size, shared):
     shift = np.abs((best.price_without - best.clearing.price) / (2 * bids.quadratic.max())).max()
     reach = 9.0 * deviation + shift
     bounds = Bounds(best.clearing.allocation - reach, best.clearing.allocation + reach)
-    quadrature = continuous.make_quadrature(bounds, bids, beta, 1e-10, shared_tilt=shared)
+    quadrature = make_quadrature(bounds, bids, beta, 1e-10, shared_tilt=shared)
     law = continuous.law(quadrature, bids, beta, shared_tilt=shared)
 
     def log_mass(welfare, stiffness, count):
@@ -187,12 +188,21 @@ def test_far_bounds_give_the_normal_law(size, shared):
 
 @pytest.fixture(scope="module")
 def six():
-    return continuous.make_quadrature(BOUNDS, SIX, np.array(0.5))
+    return make_quadrature(BOUNDS, SIX, np.array(0.5))
 
 
 @pytest.mark.parametrize(("beta", "welfare"), [(0.0, 0.825062), (0.05, 0.829845), (0.5, 0.871575), (5.0, 1.165620)])
 def test_welfare_of_the_case(six, beta, welfare):
     assert continuous.moments(six, SIX, beta).welfare == pytest.approx(welfare, abs=1e-6)
+
+
+def test_moments_of_the_uniform_law(six):
+    """By quadrature, E[y²] as the value of bids a = 1, against means and deviations of some 10⁵ draws."""
+    squares = Bids(np.ones(6), np.zeros(6), np.zeros(6))
+    law = continuous.moments(six, SIX, 0.0, squares)
+    deviation = np.sqrt(law.true_value - law.quantity**2)
+    np.testing.assert_allclose(np.abs(law.quantity), [9.947, 11.410, 17.373, 10.225, 12.884, 15.621], atol=0.02)
+    np.testing.assert_allclose(deviation, [2.867, 3.704, 4.256, 5.580, 6.821, 7.794], atol=0.02)
 
 
 def test_payments_of_the_case(six):
@@ -227,7 +237,7 @@ def test_large_beta_gives_water_filling_and_vcg():
     best = rules.pivots(SIX, BOUNDS)
     gaps = []
     for beta in (50.0, 500.0, 50_000.0):
-        law = continuous.law(continuous.make_quadrature(BOUNDS, SIX, beta), SIX, beta)
+        law = continuous.law(make_quadrature(BOUNDS, SIX, beta), SIX, beta)
         assert 0 < best.clearing.welfare - law.welfare <= rules.expected_gap(beta, 6)
         gaps.append(np.abs(rules.algorithm3_payments(law) - best.payment).max())
         assert gaps[-1] < 2 / beta
@@ -239,13 +249,13 @@ def test_large_beta_gives_water_filling_and_vcg():
 @pytest.mark.parametrize("beta", [0.0, 0.5, 30.0])
 def test_more_nodes_change_nothing(size, beta):
     bids, bounds = market(size)
-    law = continuous.law(continuous.make_quadrature(bounds, bids, beta, 1e-9), bids, beta)
-    if size <= continuous.PANEL_AGENTS:
-        finer = continuous._build_pairs(bounds, 70)
+    law = continuous.law(make_quadrature(bounds, bids, beta, 1e-9), bids, beta)
+    if size <= PANEL_AGENTS:
+        finer = panels.build(bounds, 70)
     else:
-        rough = continuous.make_quadrature(bounds, bids, beta, 1e-9)
+        rough = make_quadrature(bounds, bids, beta, 1e-9)
         period = 1.3 * max(bounds.high.sum() - bounds.high.min(), -bounds.low.sum() + bounds.low.max())
-        finer = continuous._fourier_nodes(bounds, period, 700, 250)
+        finer = fourier.build(bounds, period, 700, 250)
         finer = finer._replace(log_volume=rough.log_volume, log_volume_without=rough.log_volume_without)
     exact = continuous.law(finer, bids, beta)
     for ours, theirs in zip(law, exact, strict=True):
@@ -256,7 +266,7 @@ def test_more_nodes_change_nothing(size, beta):
 @given(st.integers(2, 9), st.integers(0, 10**6), st.floats(0.01, 100.0))
 def test_bounds_of_theory_hold(size, seed, beta):
     bids, bounds = market(size, seed)
-    law = continuous.law(continuous.make_quadrature(bounds, bids, beta, 1e-6), bids, beta)
+    law = continuous.law(make_quadrature(bounds, bids, beta, 1e-6), bids, beta)
     best = rules.pivots(bids, bounds)
     slack = 1e-5 * (1 + np.abs(best.welfare_without))
     assert law.free <= law.welfare + slack[0]
@@ -276,7 +286,7 @@ def test_a_batch_is_a_loop(size):
     batch = Bids(*(field * rng.uniform(0.7, 1.3, (5, 3, size)) for field in bids))
     beta = rng.uniform(0.1, 3.0, (5, 3))
     true = Bids(*(1.1 * field for field in bids))
-    quadrature = continuous.make_quadrature(bounds, batch, beta, 1e-8)
+    quadrature = make_quadrature(bounds, batch, beta, 1e-8)
     law = continuous.law(quadrature, batch, beta, true)
     assert law.welfare.shape == (5, 3)
     for place in np.ndindex(5, 3):
@@ -304,13 +314,13 @@ def test_blocks_do_not_matter(six, monkeypatch):
 def test_shared_tilt_agrees_where_it_may():
     bids, bounds = market(60)
     for beta in (0.0, 1.0, 100.0):
-        shared = continuous.make_quadrature(bounds, bids, beta, 1e-9, shared_tilt=True)
+        shared = make_quadrature(bounds, bids, beta, 1e-9, shared_tilt=True)
         law = continuous.law(shared, bids, beta, shared_tilt=True)
-        own = continuous.law(continuous.make_quadrature(bounds, bids, beta, 1e-9), bids, beta)
+        own = continuous.law(make_quadrature(bounds, bids, beta, 1e-9), bids, beta)
         for ours, theirs in zip(law, own, strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=1e-8, atol=1e-8)
     with pytest.raises(ValueError, match="shared_tilt loses digits in this market"):
-        continuous.make_quadrature(BOUNDS, SIX, 60.0, 1e-12, shared_tilt=True)
+        make_quadrature(BOUNDS, SIX, 60.0, 1e-12, shared_tilt=True)
 
 
 @pytest.mark.parametrize("size", [2, 3, 4, 6, 11])
@@ -322,7 +332,7 @@ def test_residual_is_the_law_of_other_reports(size):
         change = np.where(np.arange(size) == agent, 1.4, 1.0)
         other = Bids(*(change * field for field in bids))
         both = Bids(*(np.stack(fields) for fields in zip(bids, other, strict=True)))
-        quadrature = continuous.make_quadrature(bounds, both, beta, 1e-10)
+        quadrature = make_quadrature(bounds, both, beta, 1e-10)
         family = continuous.residual(quadrature, bounds, bids, beta, agent)
         assert np.abs(family.weight).max() == 1.0
         for report, tolerance in ((bids, 1e-12), (other, 1e-8)):
@@ -344,7 +354,7 @@ def test_residual_is_the_law_of_other_reports(size):
 @pytest.mark.parametrize(("size", "shared"), [(4, False), (6, False), (6, True)])
 def test_jax_and_torch_agree(size, shared):
     bids, bounds = market(size)
-    quadrature = continuous.make_quadrature(bounds, bids, 0.8, 1e-8)
+    quadrature = make_quadrature(bounds, bids, 0.8, 1e-8)
     law = continuous.law(quadrature, bids, 0.8, shared_tilt=shared)
     torch = array_api_compat.torch
     results = [continuous.law(cast(quadrature, torch), cast(bids, torch), 0.8, shared_tilt=shared)]
@@ -359,7 +369,7 @@ def test_jax_and_torch_agree(size, shared):
 @pytest.mark.parametrize("size", [4, 6])
 def test_derivatives_are_moments(size):
     bids, bounds = market(size)
-    quadrature = continuous.make_quadrature(bounds, bids, 0.8, 1e-8)
+    quadrature = make_quadrature(bounds, bids, 0.8, 1e-8)
     law = continuous.law(quadrature, bids, 0.8)
     torch = array_api_compat.torch
     table, declared = cast(quadrature, torch), Bids(*(field.requires_grad_() for field in cast(bids, torch)))
@@ -382,14 +392,14 @@ def test_derivatives_are_moments(size):
 def test_bad_markets_are_refused(six):
     bids = without(SIX, 0)
     with pytest.raises(ValueError, match=r"total quantity without agent 2 must be able to be 0 inside .*, got \[3\.0"):
-        continuous.make_quadrature(Bounds(np.array([1.0, 2, -9]), np.array([5.0, 5, -1])), Bids(*np.ones((3, 3))), 1.0)
+        make_quadrature(Bounds(np.array([1.0, 2, -9]), np.array([5.0, 5, -1])), Bids(*np.ones((3, 3))), 1.0)
     with pytest.raises(ValueError, match=r"total quantity must be able to be 0 inside its range, got \[1\.0, 4\.0\]"):
-        continuous.make_quadrature(Bounds(np.array([1.0, 0]), np.array([2.0, 2])), bids, 1.0)
+        make_quadrature(Bounds(np.array([1.0, 0]), np.array([2.0, 2])), bids, 1.0)
     with pytest.raises(ValueError, match="a market has at least 2 agents, got 1"):
-        continuous.make_quadrature(Bounds(np.array([-1.0]), np.array([2.0])), bids, 1.0)
+        make_quadrature(Bounds(np.array([-1.0]), np.array([2.0])), bids, 1.0)
     with pytest.raises(ValueError, match="tolerance 1e-30 is not reached"):
-        continuous.make_quadrature(BOUNDS, SIX, 0.5, 1e-30)
+        make_quadrature(BOUNDS, SIX, 0.5, 1e-30)
     with pytest.raises(ValueError, match="tolerance 1e-30 is not reached"):
-        continuous.make_quadrature(*reversed(market(3)), 0.5, 1e-30)
+        make_quadrature(*reversed(market(3)), 0.5, 1e-30)
     with pytest.raises(ValueError, match=r"agent must be in \[0, 5\], got 6"):
         continuous.residual(six, BOUNDS, SIX, 0.5, 6)

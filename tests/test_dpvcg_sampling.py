@@ -10,6 +10,7 @@ from scipy import stats
 
 from p2penv.core.params import cast
 from p2penv.dpvcg import continuous, rules, sampling
+from p2penv.dpvcg.quadrature import make_quadrature
 from p2penv.dpvcg.rules import Bids, Bounds
 
 SIX = Bids(
@@ -27,7 +28,7 @@ def check(draws, bounds):
 
 def scores(draws, bids, bounds, beta):
     """Standard scores of mean quantities, squares and welfare against quadrature."""
-    law = continuous.moments(continuous.make_quadrature(bounds, bids, beta), bids, beta)
+    law = continuous.moments(make_quadrature(bounds, bids, beta), bids, beta)
     worth = rules.value(bids, draws)
     gaps = [(draws, law.quantity), (worth, law.value), (worth.sum(axis=-1), law.welfare)]
     return np.concatenate(

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from p2penv.communication.render import FAINT, INK
 from p2penv.dpvcg import Scenario, continuous, finite, load_scenario, rules, sampling, search
 from p2penv.dpvcg.mechanisms import LaplaceMechanism
+from p2penv.dpvcg.quadrature import make_quadrature
 from p2penv.dpvcg.rules import Bids, Bounds, Law
 from p2penv.dpvcg.typespace import TypeSpace, with_report
 from training.figures import grid, legend, panels, save
@@ -125,7 +126,7 @@ def _many(bids: Bids, count: int) -> Bids:
 def _continuous(scenario: Scenario, betas: Floats) -> Law:
     """Laws of the continuous mechanism at truthful reports for β ``(E,)``."""
     hardest = np.array([betas.min(), betas.max()])
-    quadrature = continuous.make_quadrature(scenario.bounds, _many(scenario.bids, 2), hardest, 1e-8)
+    quadrature = make_quadrature(scenario.bounds, _many(scenario.bids, 2), hardest, 1e-8)
     return continuous.law(quadrature, _many(scenario.bids, betas.size), betas)
 
 
@@ -528,7 +529,7 @@ def finite_regret(bids: Bids, beta: float, points: Floats) -> float:
 def continuous_regret(bids: Bids, bounds: Bounds, beta: float, agents: Sequence[int]) -> float:
     """The same on the whole polytope, among the agents given."""
     # The tilt of the whole market serves: an agent is a small part of it, or β is small.
-    quadrature = continuous.make_quadrature(bounds, bids, beta, 1e-8, shared_tilt=True)
+    quadrature = make_quadrature(bounds, bids, beta, 1e-8, shared_tilt=True)
     families = [continuous.residual(quadrature, bounds, bids, beta, agent) for agent in agents]
     quantity, weight, others, _ = (np.stack(field) for field in zip(*families, strict=True))
     value = rules.value(Bids(*(field[list(agents), None] for field in bids)), quantity)

@@ -17,6 +17,7 @@ from p2penv.core import validation
 from p2penv.core.arrays import namespace
 from p2penv.core.params import freeze
 from p2penv.dpvcg import continuous, finite, rules, sampling
+from p2penv.dpvcg.quadrature import InaccurateError, make_quadrature
 from p2penv.dpvcg.rules import Bids, Bounds, Law, Payments
 from p2penv.dpvcg.scenario import Scenario
 from p2penv.dpvcg.typespace import LEAST_CURVATURE, TypeSpace, reported_bids
@@ -416,8 +417,8 @@ def _quadrature_of(fields: tuple[bytes, ...], size: int, beta: float) -> continu
     failure = None
     for tolerance in TOLERANCES:
         try:
-            return freeze(continuous.make_quadrature(Bounds(low, high), reports, beta, tolerance))
-        except continuous.InaccurateError as error:
+            return freeze(make_quadrature(Bounds(low, high), reports, beta, tolerance))
+        except InaccurateError as error:
             failure = error
     raise ValueError(
         f"epsilon is too large for support='continuous' on this type space: β = {beta:g} per $ ({failure}); "

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from p2penv.core import validation
 from p2penv.core.arrays import Array, clip, namespace, normal_cdf, normal_quantile, row_sum
 from p2penv.dpvcg import continuous
+from p2penv.dpvcg.quadrature import make_quadrature
 from p2penv.dpvcg.rules import Bids, Bounds, clear
 
 # A normal is drawn as an exponential beyond this many standard deviations, by bits of precision.
@@ -168,7 +169,7 @@ def proposals_needed(bids: Bids, bounds: Bounds, beta: float, failure: float = 1
         beta: β ≥ 0 [1/$].
         failure: in (0, 1).
     """
-    quadrature = continuous.make_quadrature(bounds, bids, beta, 1e-6)
+    quadrature = make_quadrature(bounds, bids, beta, 1e-6)
     start = continuous.saddle(bids, bounds, beta, _grid_size(bids, bounds, beta))
     last = _residual_agent(_laws(bids, bounds, beta, start.theta[..., None]))
     single = row_sum(start.log) - np.log(np.take_along_axis(start.room, last[..., None], axis=-1)[..., 0])
