@@ -228,12 +228,12 @@ def by_hand(case, hour, charge, action, trade, *, options, cap, ranges):
 
     if not case.export and any(received(matched, i) > demand[i] + taken[i] for i in people):
         matched = trade
-    # Surplus: solar power, then dispatch, then discharging.
+    # Surplus: dispatch, then discharging, then solar power.
     grid = []
     for i in people:
         short_of = demand[i] - solar[i] + curtail[i] - dispatch[i] - given_[i] + taken[i] - received(matched, i)
         if not case.export:
-            for values, room in ((curtail, solar[i] - curtail[i]), (dispatch, dispatch[i]), (given_, given_[i])):
+            for values, room in ((dispatch, dispatch[i]), (given_, given_[i]), (curtail, solar[i] - curtail[i])):
                 back = min(max(-short_of, 0.0), room)
                 values[i] += back if values is curtail else -back
                 short_of += back
@@ -450,11 +450,11 @@ def test_a_chain_of_resale_is_cut_all_along():
 
 def test_surplus_is_taken_back_in_order():
     more, dispatch, discharge = feasible.absorb(
-        np.array([-1.0, 0.5, 2.5, 4.5]), np.full(4, 1.0), np.full(4, 2.0), np.full(4, 3.0)
+        np.array([-1.0, 0.5, 2.5, 5.5]), np.full(4, 1.0), np.full(4, 2.0), np.full(4, 3.0)
     )
-    np.testing.assert_allclose(more, [0.0, 0.5, 1.0, 1.0])
-    np.testing.assert_allclose(dispatch, [2.0, 2.0, 0.5, 0.0])
-    np.testing.assert_allclose(discharge, [3.0, 3.0, 3.0, 1.5])
+    np.testing.assert_allclose(dispatch, [2.0, 1.5, 0.0, 0.0])
+    np.testing.assert_allclose(discharge, [3.0, 3.0, 2.5, 0.0])
+    np.testing.assert_allclose(more, [0.0, 0.0, 0.0, 0.5])
 
 
 @pytest.mark.parametrize("power", [0.2, 3.0])
@@ -689,7 +689,10 @@ def test_assessment_of_exact_schedules(exact_case):
             assert (found["exploitability"][:, :size] <= 1e-6 * np.abs(found["cost"][:, :size])).all()
             assert found["grid_distance"].max() < 1e-6
             assert found["trade_distance"].max() < 1e-6
+            assert found["competitive_gain"].max() < 1e-6 * np.abs(found["cost"]).max()
         if name == "no_trade":
+            # At the equilibrium's prices trading pays those who could.
+            assert found["competitive_gain"][0, :size].sum() > 1e-3 * found["social_cost"][0]
             # Trades are held at zero, so that there is nothing to gain.
             assert (found["exploitability"][:, :size] <= 1e-6 * np.abs(found["cost"][:, :size])).all()
             wanted = np.abs(env.solution("vgne").schedules.trade.sum(-1)).mean(axis=0)

@@ -26,7 +26,7 @@ audit = typer.Typer(no_args_is_help=True, help="Does the mechanism keep what it 
 app.add_typer(audit, name="audit")
 console = Console()
 
-Market = Annotated[str, typer.Argument(help="communication, dpvcg or pem (or a versioned name)")]
+Market = Annotated[str, typer.Argument(help="communication, dpvcg, pem or grid (or a versioned name)")]
 Scenario = Annotated[str | None, typer.Option(help="shipped scenario or TOML file")]
 Horizon = Annotated[int, typer.Option(help="steps an episode; 1 is the one-shot game")]
 Options = Annotated[

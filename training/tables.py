@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -99,6 +100,10 @@ def print_training(metrics: dict[str, Any], console: Console) -> None:
                     f"payoff against {reference}, all; worst agent",
                     "{payoff_change:+.2%}; {payoff_change_worst:+.2%}".format(**metrics),
                 ),
+                *(
+                    (f"{key.replace('_', ' ')}, mean", f"{np.mean(each):.5f}")
+                    for key, each in metrics["measures"].items()
+                ),
                 *_contexts(metrics["contexts"], metrics["contexts_without_feasible_set"], metrics["equilibrium"], over),
                 ("agent-steps", f"{metrics['agent_steps']:,}"),
                 ("training seconds", f"{metrics['train_seconds']:.1f}"),
@@ -148,12 +153,23 @@ def print_evaluation(found: Evaluation, title: str, console: Console, played: Ep
 def print_infos(found: Evaluation, console: Console) -> None:
     """What the market reports of the profile: averages per agent, then those of the market."""
     columns = [key for key, value in found.info.items() if value.ndim == 1]
-    table = Table("agent", title="averages per agent", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for key in columns:
-        table.add_column(key.replace("_", " "), justify="right")
-    for index, agent in enumerate(found.agents):
-        table.add_row(agent, *(f"{found.info[key][index]:.5f}" for key in columns))
-    if columns:
+    # As many columns side by side as the console is wide enough for.
+    first = max(map(len, found.agents))
+    while columns:
+        table = Table("agent", title="averages per agent", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        cells: list[list[str]] = []
+        room = console.width - first - 4
+        while columns:
+            column = [f"{value:.5f}" for value in found.info[columns[0]]]
+            header = columns[0].replace("_", " ")
+            room -= max(len(header), *map(len, column)) + 2
+            if cells and room < 0:
+                break
+            table.add_column(header, justify="right")
+            cells.append(column)
+            columns = columns[1:]
+        for agent, *row in zip(found.agents, *cells, strict=True):
+            table.add_row(agent, *row)
         console.print(table)
     market = [(key, f"{float(value):.5f}") for key, value in found.info.items() if value.ndim == 0]
     if market:

@@ -251,6 +251,8 @@ def finish(run: Run, console: Console) -> Path:
         "price_of_anarchy": learned.price_of_anarchy,
         "price_of_anarchy_learned": learned.price_of_anarchy_played,
         "contexts": learned.contexts,
+        # What the market measures beside costs and exploitability.
+        "measures": learned.info,
         "agents": learned.rows(),
     }
     final = {"nashconv": learned.nashconv, "social_gap": learned.social_gap}

@@ -117,7 +117,7 @@ class Grid:
     Any joint action is made feasible, in this order. Storage power is projected onto (5), and onto what reaches the
     final charge, if one is asked for. Pairs with opposite proposals trade the smaller quantity. Without export nobody
     receives more than it can use or resell: purchases are cut in proportion, for both sides. What surplus is left then
-    is taken from solar power, then from dispatch, then from discharging. The grid makes up the balance (6).
+    is taken from dispatch, then from discharging, then from solar power. The grid makes up the balance (6).
 
     ## Observations
     ``Box(-1, 1)``: own unit, storage and slots, slope of the grid price, hour and passive load, own demand and solar
@@ -663,11 +663,12 @@ class Grid:
         Exploitability is what the best schedule of a prosumer saves, its trades and everybody else's schedules held,
         limits kept or, where violated, not made worse. Fees and cuts of the operator are left out of it. An operator
         that plays gains what the highest tariff and fee would bring. Social costs are the prosumers'; passive loads'
-        bills are in none. Beside them ``grid_distance``, the mean distance of purchases from the grid to the
-        equilibrium's, and ``trade_distance``, that of net trades [kW]. Where no schedules keep all limits, ``nearest``
-        says that one without them stands in, and pays its fees.
+        bills are in none. Beside them ``competitive_gain``, what a prosumer would save if it could trade any amount at
+        the equilibrium's prices, for held trades are all that keeps many days from being beaten; ``grid_distance``, the
+        mean distance of purchases from the grid to the equilibrium's, and ``trade_distance``, that of net trades [kW].
+        Where no schedules keep all limits, ``nearest`` says that one without them stands in, and pays its fees.
         """
-        from p2penv.grid.equilibrium import exploitability
+        from p2penv.grid.equilibrium import competitive_gain, exploitability
 
         played = [
             self.play(params, type(state)(*(leaf[time] for leaf in state)), joint) for time, joint in enumerate(actions)
@@ -676,13 +677,15 @@ class Grid:
         measures = self._measured("", played)
         for key, name in (("_truthful", "no_trade"), ("_equilibrium", "vgne"), ("_coordinated", "social_optimum")):
             measures |= {field + key: np.repeat(cost, envs, axis=0) for field, cost in self._day(name).items()}
-        gain = np.zeros((envs, size))
+        gain, competitive = np.zeros((envs, size)), np.zeros((envs, size))
         grid, trade = np.zeros((envs, size)), np.zeros((envs, size))
-        exact = self._nearest("vgne").schedules
+        found = self._nearest("vgne")
+        exact = found.schedules
         leaves = [np.stack(leaf, axis=1) for leaf in zip(*(hour.planned for hour in played), strict=True)]
         for each in range(envs):
             day = Schedules(*(np.asarray(leaf[each], np.float64) for leaf in leaves))
             gain[each] = np.maximum(exploitability(self.scenario, day), 0.0)
+            competitive[each] = competitive_gain(self.scenario, day, found.multipliers)
             grid[each] = abs(day.grid - exact.grid).mean(axis=0)
             trade[each] = abs(day.trade.sum(axis=-1) - exact.trade.sum(axis=-1)).mean(axis=0)
         if self.led:
@@ -692,10 +695,13 @@ class Grid:
                 for hour in played
             ]
             gain = np.concatenate([gain, np.sum(more, axis=0)[:, None]], axis=1)
-            grid, trade = (np.concatenate([each, 0.0 * each[:, :1]], axis=1) for each in (grid, trade))
+            competitive, grid, trade = (
+                np.concatenate([each, 0.0 * each[:, :1]], axis=1) for each in (competitive, grid, trade)
+            )
         return measures | {
             "exploitability": gain,
             "nearest": np.full(envs, bool(self._loose)),
+            "competitive_gain": competitive,
             "grid_distance": grid,
             "trade_distance": trade,
         }

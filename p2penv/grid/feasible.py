@@ -83,7 +83,7 @@ def backed(trade: Array, use: Array, partner: Array) -> Array:
 
 
 def absorb(surplus: Array, solar: Array, dispatch: Array, discharge: Array) -> tuple[Array, Array, Array]:
-    """Take back generation until no surplus is left: first solar, then dispatchable units, then storage.
+    """Take back generation until no surplus is left: first what costs most, so fuel, then storage, then the sun.
 
     Args:
         surplus: (…, N) what a prosumer has too much [kW]; negative where it has none.
@@ -97,8 +97,8 @@ def absorb(surplus: Array, solar: Array, dispatch: Array, discharge: Array) -> t
     xp = namespace(surplus)
     left = xp.maximum(surplus, 0.0 * surplus)
     taken = []
-    for available in (solar, dispatch, discharge):
+    for available in (dispatch, discharge, solar):
         part = xp.minimum(left, available)
         taken.append(part)
         left = left - part
-    return taken[0], dispatch - taken[1], discharge - taken[2]
+    return taken[2], dispatch - taken[0], discharge - taken[1]
