@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import os
 from fractions import Fraction
 
 import numpy as np
@@ -17,14 +16,14 @@ from p2penv.pem.rules import EXTREME, GENERAL, NO_MARKET, Offers, Prices, paper_
 
 pytest.importorskip("tno.mpc.protocols.secure_comparison", reason="needs the private extra")
 
-from p2penv.pem.protocols.channel import LocalNetwork, Party, ProtocolError, Timeout
+from p2penv.pem.protocols import hardened
+from p2penv.pem.protocols.channel import LocalNetwork, Party, ProtocolError, Record, Timeout
 from p2penv.pem.protocols.clearing import clear
+from p2penv.pem.protocols.keys import LENGTH
 from p2penv.pem.protocols.member import Community
+from p2penv.pem.protocols.roster import Published, assemble
 
-# P2PENV_MARKETS=500 tries as many with every protocol; a hardened window takes a fifth of a second.
-MARKETS = {
-    backend: int(os.environ.get("P2PENV_MARKETS", count)) for backend, count in (("paper", 500), ("hardened", 75))
-}
+MARKETS = 500  # with every protocol
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +88,7 @@ def test_general_price_is_the_last_tick_that_is_not_above() -> None:
 def test_protocols_equal_plain_on_random_markets(backend: str, chunk: int, community: Community) -> None:
     rng = np.random.default_rng(100 + chunk)
     seen = set()
-    for _ in range(MARKETS[backend] // 5):
+    for _ in range(MARKETS // 5):
         window = random_window(
             rng,
             int(rng.integers(3, 31)),
@@ -99,10 +98,10 @@ def test_protocols_equal_plain_on_random_markets(backend: str, chunk: int, commu
         expected = plain.clear(window)
         assert clear(window, backend, community=community).same(expected)
         seen.add((expected.case, expected.fill < FULL))
-    assert {case for case, _ in seen} >= {GENERAL, EXTREME}
-    if MARKETS[backend] >= 500:  # sellers answer the price across the balance
-        assert (GENERAL, False) in seen
-        assert (EXTREME, True) in seen
+    assert {case for case, _ in seen} == {NO_MARKET, GENERAL, EXTREME}
+    # Sellers answer the price across the balance.
+    assert (GENERAL, False) in seen
+    assert (EXTREME, True) in seen
 
 
 @pytest.mark.slow
@@ -158,6 +157,28 @@ def test_sellers_that_deliver_nothing(backend: str, community: Community) -> Non
     cleared = clear(none, backend, community=community)
     assert cleared.published == (GENERAL, 1009, 0, FULL)
     assert not cleared.allocation.any()
+
+
+def test_homes_that_end_with_different_results_are_named(community: Community) -> None:
+    window = hand()
+    homes = [f"home_{home}" for home in range(6)]
+    ends = {name: Published(GENERAL, 1009, 39321, FULL) for name in homes}
+    assert assemble(window, ends, Record()).same(plain.clear(window))
+    ends["home_3"] = Published(GENERAL, 1010, 39321, FULL)
+    with pytest.raises(ProtocolError, match="home_3 in phase 'end': ended with"):
+        assemble(window, ends, Record())
+
+
+@pytest.mark.parametrize("homes", [6, 7, 256, 257, 511, 512])
+def test_sums_of_the_largest_numbers_can_be_compared(homes: int) -> None:
+    """At the range's edge, 512 homes and a retail price of 409.5 cents included."""
+    prices = Prices(0, 1, 4094, 4095)
+    energy, price, fill = hardened.widths(homes, prices)
+    largest = homes * (2**24 - 1)
+    assert largest < 2**energy
+    assert max(homes * (2**32 - 1) * 40_950, largest * 4094**2) < 2**price
+    assert largest * FULL < 2**fill
+    assert max(energy, price, fill) <= LENGTH
 
 
 def test_record_counts_bytes_and_hops(community: Community) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import multiprocessing
 import os
+import pickle
 import random
 import stat
+import time
 from pathlib import Path
 
 import gmpy2
@@ -24,8 +27,10 @@ from tno.mpc.encryption_schemes.utils import FixedPoint
 
 from p2penv.pem.protocols import codec, encoding, hardened, paper
 from p2penv.pem.protocols.channel import LocalNetwork, Party, ProtocolError, play
+from p2penv.pem.protocols.clearing import clear
 from p2penv.pem.protocols.comparison import Holder, Initiating
 from p2penv.pem.protocols.keys import LENGTH, KeyStore, check_dgk, dgk_numbers, rsa_primes
+from p2penv.pem.protocols.market import Window
 from p2penv.pem.protocols.member import Community, Member, elect
 from p2penv.pem.protocols.paillier import Key, ReusedZeroError, ZeroPool
 from p2penv.pem.protocols.roster import Own, Public
@@ -82,22 +87,36 @@ def test_dgk_numbers_are_what_the_scheme_asks_for() -> None:
     assert (q - 1) % v_p
 
 
-def _modulus(_: int) -> tuple[int, int]:
+def _numbers(_: int) -> tuple[int, int, int]:
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002  # on purpose: keys must not depend on it
-    return int(KeyStore("home_0", bits=512, insecure=True).public().modulus), rsa_primes(1024)[0]
+    store = KeyStore("home_0", bits=512, insecure=True)
+    return int(store.public().modulus), rsa_primes(1024)[0], int(store.dgk.public_key.n)
 
 
 @pytest.mark.slow
 def test_keys_made_in_spawned_workers_differ() -> None:
     with multiprocessing.get_context("spawn").Pool(2) as pool:
-        made = pool.map(_modulus, range(6), chunksize=1)
-    assert len({modulus for modulus, _ in made}) == 6
-    assert len({prime for _, prime in made}) == 6
+        made = pool.map(_numbers, range(6), chunksize=1)
+    assert all(len(set(column)) == 6 for column in zip(*made, strict=True))
 
 
 def test_keys_do_not_come_from_seeded_generators() -> None:
-    assert _modulus(0) != _modulus(0)
+    assert all(one != other for one, other in zip(_numbers(0), _numbers(0), strict=True))
+
+
+def test_nothing_secret_comes_from_the_generators_of_simulations() -> None:
+    """Keys, zeros, nonces, masks, comparisons: Python's and NumPy's global generators stay where they are."""
+    before = random.getstate(), np.random.get_state()  # noqa: NPY002
+    community = Community(6, 512, insecure=True)
+    net = np.array([50, 60, 70, -80, -90, -100])
+    window = Window(net, 800_000 * (net > 0), 10_000 * (net > 0), PRICES)
+    for backend in ("paper", "hardened"):
+        assert clear(window, backend, community=community).record.traffic  # type: ignore[arg-type]
+    rsa_primes(2048)
+    after = random.getstate(), np.random.get_state()  # noqa: NPY002
+    assert after[0] == before[0]
+    np.testing.assert_equal(after[1], before[1])
 
 
 def test_a_store_keeps_keys_for_its_owner_only(tmp_path: Path) -> None:
@@ -161,6 +180,37 @@ def test_no_zero_is_used_twice(community: Community) -> None:
     assert len(key.pool) == 0
 
 
+def test_zeros_are_not_copied(community: Community) -> None:
+    pool = own_key(community).pool
+    for copied in (copy.deepcopy, copy.copy, pickle.dumps):
+        with pytest.raises(TypeError, match="zeros of home_0 must not be copied"):
+            copied(pool)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_process_does_not_use_the_zeros_of_its_parent(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = iter(range(100, 200))
+    pool = ZeroPool("home_0", lambda: next(made))
+    pool.fill(3)
+    monkeypatch.setattr(os, "getpid", lambda: -1)  # as a forked process would find
+    assert pool.get_one() == 103
+    assert pool.late == 1
+    assert not len(pool)
+
+
+def test_zeros_are_taken_in_quickly_however_many_there_were() -> None:
+    pool = ZeroPool("home_0", iter(range(1, 10**6)).__next__)
+    times = []
+    for _ in range(2):
+        start = time.process_time()
+        for _ in range(2000):
+            pool.get_one()
+        times.append(time.process_time() - start)
+        pool.fill(100_000)
+        pool._ready.clear()
+    assert times[1] < 10 * times[0] + 0.1
+
+
 def test_zeros_that_are_missing_are_made_and_counted() -> None:
     made = iter(range(100, 200))
     pool = ZeroPool("home_0", lambda: next(made))
@@ -204,6 +254,56 @@ def test_masks_add_up_to_nothing_and_are_used_once(community: Community) -> None
     assert masks != [community.members[name].mask(homes, b"window 2") for name in homes]
     with pytest.raises(ValueError, match="masks of b'window 1' must not be used twice"):
         community.members["home_0"].mask(homes, b"window 1")
+
+
+def test_stored_keys_never_make_the_same_masks_again(tmp_path: Path) -> None:
+    """A fixed coin and stored keys, as after a restart: the numbers of windows are new."""
+    masks = []
+    for _ in range(2):
+        again = Community(3, 512, insecure=True, coin=b"fixed", folder=tmp_path)
+        coin, number = again.next()
+        masks.append(again.members["home_0"].mask(again.names, coin + number.to_bytes(8, "big")))
+    assert masks[0] != masks[1]
+
+
+class _Introduces(Party):
+    """Sends some bytes as its keys."""
+
+    def __init__(self, name: str, payload: bytes) -> None:
+        super().__init__(name)
+        self.payload = payload
+
+    async def run(self, channel: object) -> None:
+        await channel.send("home_0", "setup.keys", self.payload)  # type: ignore[attr-defined]
+        await channel.receive("home_0", "setup.keys")  # type: ignore[attr-defined]
+
+
+class _Meets(Party):
+    def __init__(self, member: Member) -> None:
+        super().__init__(member.name)
+        self.member = member
+
+    async def run(self, channel: object) -> bytes:
+        await self.member.introduce(channel, ["home_0", "home_1"])  # type: ignore[arg-type]
+        return self.member.agreed("home_1")
+
+
+@pytest.mark.parametrize(
+    ("modulus", "agreement", "message"),
+    [
+        (0, 5, "must be odd and have 512 bits, got 0"),
+        ((1 << 512) - 2, 5, "must be odd"),
+        ((1 << 500) - 1, 5, "got 500"),
+        ((1 << 512) - 1, 1 << 300, "int too big"),
+        ((1 << 512) - 1, 0, "home_1 in phase 'setup.keys'"),  # of low order: the secret would be zero
+    ],
+)
+def test_public_keys_that_cannot_be_stop_the_introduction(modulus: int, agreement: int, message: str) -> None:
+    member = Member(KeyStore("home_0", bits=512, insecure=True))
+    sent = codec.numbers([modulus, agreement], 64)
+    with pytest.raises(ProtocolError, match=message):
+        play([_Meets(member), _Introduces("home_1", sent)], timeout=2.0)
+    assert not member.peers
 
 
 def test_elections_follow_the_coin_alone() -> None:

@@ -35,7 +35,7 @@ from p2penv.pem.protocols.market import (
 )
 from p2penv.pem.protocols.member import Community, Member, elect
 from p2penv.pem.protocols.roster import Own, Public, Published, assemble, own, public
-from p2penv.pem.rules import GENERAL
+from p2penv.pem.rules import GENERAL, Prices
 
 POOL = "pool"
 MEMBERS = (POOL,)  # beside the homes
@@ -43,6 +43,16 @@ SUMS, DELIVERIES = ("supply", "demand", "k", "S"), ("supply",)
 BLIND_BITS = 120  # of numbers that hide sums from the holder; sums have at most 41 bits
 NUMBER = 4  # bytes of what is published
 ACCOUNT = 8  # bytes of payments
+
+
+def widths(homes: int, prices: Prices) -> tuple[int, int, int]:
+    """Bits of the sums that are compared: of energies, in the search for the price, in that for the fill.
+
+    n numbers below 2^b add up to less than 2^(b + ⌈log₂ n⌉).
+    """
+    size, high, limit = (homes - 1).bit_length(), int(prices.high), TICKS * int(prices.retail)
+    price = max(PREFERENCE_BITS + limit.bit_length(), CAPACITY_BITS + (high * high).bit_length())
+    return size + NET_BITS, size + price, size + NET_BITS + (FULL - 1).bit_length()
 
 
 class Tree:
@@ -73,7 +83,6 @@ class Home(Party):
         self.public, self.own, self.member, self.answers = public, own, member, answers
         self.tree, self.nonce = Tree(public, coin), coin + number.to_bytes(8, "big")
         self.homes = public.homes
-        self.size = len(self.homes).bit_length()
         self.compare: Callable[..., Any]
 
     async def run(self, channel: Channel) -> Published:
@@ -91,7 +100,8 @@ class Home(Party):
         seller = self.name in self.public.sellers
         offer = [self.own.net, 0, self.own.preference, self.own.capacity] if seller else [0, -self.own.net, 0, 0]
         sums = await self.add_up(channel, "evaluation", SUMS, offer)
-        energy, steps = NET_BITS + self.size, "pricing.search"
+        energy, width, fill = widths(len(self.homes), prices)
+        steps = "pricing.search"
         case = price = covers = part = 0
         if self.name in (tree.root, tree.holder):
             covers = await self.compare("evaluation.compare", energy, lambda: sums["demand"], lambda: sums["supply"])
@@ -99,9 +109,8 @@ class Home(Party):
             if case == GENERAL:
                 # (13), (14): the last tick t with t²·ΣS ≤ 10·ps·Σk.
                 high, limit = int(prices.high), TICKS * int(prices.retail)
-                bits = self.size + max(PREFERENCE_BITS + limit.bit_length(), CAPACITY_BITS + (high * high).bit_length())
                 price = await self.last(
-                    steps, bits, price, high, lambda tick: (sums["S"] * (tick * tick), sums["k"] * limit)
+                    steps, width, price, high, lambda tick: (sums["S"] * (tick * tick), sums["k"] * limit)
                 )
         case, price = await self.publish(channel, "pricing.price", [case, price], [2, int(prices.high)])
         if self.answers:
@@ -112,7 +121,7 @@ class Home(Party):
             short, long = ("demand", "supply") if covers else ("supply", "demand")
             part = await self.last(
                 "fill.search",
-                energy + FULL.bit_length(),
+                fill,
                 0,
                 FULL if covers else FULL - 1,
                 lambda part: (sums[long] * part, sums[short] * FULL),
@@ -182,7 +191,8 @@ class Home(Party):
             await channel.receive(POOL, "settlement.bill"), 1, ACCOUNT, POOL, "settlement.bill"
         )
         if bill != amount * published.price:
-            raise ProtocolError(POOL, "settlement.bill", f"billed {bill} instead of {amount * published.price}")
+            # The error travels; what the home trades does not.
+            raise ProtocolError(POOL, "settlement.bill", f"billed {self.name} another amount than it owes")
 
 
 class Pool(Party):
@@ -201,7 +211,7 @@ class Pool(Party):
         full, filled = (bought, sold) if covers else (sold, bought)
         # Claims of the longer side are rounded down to mWh, and their part to 2⁻¹⁶ of at most 2¹⁶·full/part.
         if not 0 <= full - filled <= len(claims) + full // max(part, 1) + 1:
-            raise ProtocolError(POOL, "settlement.claim", f"claims do not balance: {sold} sold, {bought} bought")
+            raise ProtocolError(POOL, "settlement.claim", "claims do not balance")
         for name, claim in claims.items():
             await channel.send(name, "settlement.bill", codec.numbers([claim * price], ACCOUNT))
         return sold - bought

@@ -93,10 +93,12 @@ class Member:
         """The secret of this party and another."""
         found = self._agreed.get(other)
         if found is None:
-            shared = self.store.agreement.exchange(X25519PublicKey.from_public_bytes(self.peers[other].agreement))
-            found = HKDF(SHA256(), 32, salt=None, info=b"p2penv pairwise masks").derive(shared)
-            self._agreed[other] = found
+            found = self._agreed[other] = self._agree(self.peers[other])
         return found
+
+    def _agree(self, peer: PublicKeys | _Peer) -> bytes:
+        shared = self.store.agreement.exchange(X25519PublicKey.from_public_bytes(peer.agreement))
+        return HKDF(SHA256(), 32, salt=None, info=b"p2penv pairwise masks").derive(shared)
 
     def idle(self) -> None:
         """Make the zeros that another window like the busiest so far would need."""
@@ -128,6 +130,7 @@ class Member:
             try:
                 check_modulus(other, modulus, self.store.bits, self.store.insecure)
                 peers[other] = PublicKeys(modulus, agreement.to_bytes(AGREEMENT_BYTES, "big"))
+                self._agreed[other] = self._agree(peers[other])
             except (ValueError, OverflowError) as error:
                 raise ProtocolError(other, SETUP, str(error)) from None
         self.peers = peers
@@ -173,12 +176,11 @@ class Community:
         stores = {name: KeyStore(name, folder, bits, insecure=insecure) for name in self.names}
         peers = {name: _Peer(store) for name, store in stores.items()}
         self.members = {name: Member(store, peers) for name, store in stores.items()}
-        self._coin, self._window = coin, 0
+        self._coin = coin
 
     def next(self) -> tuple[bytes, int]:
-        """Coin and number of the next window."""
-        self._window += 1
-        return self._coin or secrets.token_bytes(16), self._window
+        """Coin and number of the next window; a number is drawn, so that none comes back with stored keys or a fork."""
+        return self._coin or secrets.token_bytes(16), secrets.randbits(63)
 
     def idle(self) -> None:
         """What members compute between windows."""

@@ -1,14 +1,17 @@
 """Encryption under somebody's Paillier key with zeros computed beforehand.
 
 What costs time in an encryption is the random encryption of zero it is multiplied with. A pool holds such zeros; each
-is used once, and one that comes back is refused: two ciphertexts with the same zero give away their difference.
+is used once, and one that comes back is refused: two ciphertexts with the same zero give away their difference. Pools
+are not copied, and a forked process starts with an empty one.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from typing import NoReturn
 
 import gmpy2
 from tno.mpc.encryption_schemes.paillier import Paillier, PaillierCiphertext
@@ -37,6 +40,10 @@ class ZeroPool:
         self.nr_yielded = 0
         self.late = 0  # made only when they were needed
         self._target = self._since = 0
+        self._process = os.getpid()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(f"zeros of {self.party} must not be copied: each is used once")
 
     def __len__(self) -> int:
         return len(self._ready)
@@ -51,7 +58,7 @@ class ZeroPool:
         new = {hashlib.blake2b(gmpy2.to_binary(gmpy2.mpz(zero)), digest_size=16).digest(): zero for zero in zeros}
         if len(new) < len(zeros) or new.keys() & self._known:
             raise ReusedZeroError(f"{self.party}: an encryption of zero must not be used twice")
-        self._known |= new.keys()
+        self._known.update(new)
         self._ready.extend(new.values())
 
     def fill(self, count: int) -> None:
@@ -71,6 +78,9 @@ class ZeroPool:
 
     def get_one(self) -> int:
         """A zero, never to be given again; made on the spot if none is ready."""
+        if self._process != os.getpid():  # forked: these zeros are the other process's
+            self._ready.clear()
+            self._process = os.getpid()
         if not self._ready:
             self.late += 1
             self.fill(1)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from p2penv.pem.protocols.channel import Record
+from p2penv.pem.protocols.channel import ProtocolError, Record
 from p2penv.pem.protocols.market import Clearing, Window, names, taken
 from p2penv.pem.rules import Prices
 
@@ -63,11 +63,17 @@ def own(window: Window) -> dict[str, Own]:
 
 
 def assemble(window: Window, outcomes: Mapping[str, Any], record: Record) -> Clearing:
-    """The clearing from what homes ended with, each a :class:`Published`; all must agree."""
-    ends = {outcomes[name] for name in public(window).homes}
-    if len(ends) != 1:
-        raise AssertionError(f"homes ended with different results: {sorted(ends)}")
-    published: Published = ends.pop()
+    """The clearing from what homes ended with, each a :class:`Published`.
+
+    Raises:
+        ProtocolError: homes ended with different results.
+    """
+    traders = public(window).homes
+    published: Published = outcomes[traders[0]]
+    for name in traders:
+        if outcomes[name] != published:
+            reason = f"ended with {tuple(outcomes[name])} where {traders[0]} has {tuple(published)}"
+            raise ProtocolError(name, "end", reason)
     private: Mapping[str, Own] = own(window)
     homes: Sequence[str] = names(window.size)
     allocation = np.array([private[name].allocation(published) if name in private else 0 for name in homes], np.int64)
