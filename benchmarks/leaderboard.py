@@ -34,6 +34,8 @@ from training.train import train
 # Steps of an episode that the welfare ratio averages over.
 STEPS = 48
 FOLDER = Path(__file__).parent / "results"
+# First measure there is to sort by, and whether less is better.
+SORTED = (("social_cost", True), ("nashconv", True), ("episode_reward", False))
 LEARNERS = {
     "PPO, shared": TrainConfig(algorithm="ppo", learners="shared"),
     "PPO, independent": TrainConfig(algorithm="ppo", learners="independent"),
@@ -52,6 +54,8 @@ def learners(market: str) -> dict[str, TrainConfig]:
 
 def measure(env: MarketEnv, policy: Policy, seed: int, seconds: float) -> dict[str, float]:
     """One number a measure, of stages, or of episodes where what is done now pays later."""
+    if env.episodic:
+        return day_measures(evaluate(env, policy, 1, seed), seconds)
     if env.discount > 0.0:
         return episode_measures(env, policy, seed, seconds)
     return stage_measures(evaluate(env, policy, seed=seed), seconds)
@@ -71,6 +75,30 @@ def episode_measures(env: MarketEnv, policy: Policy, seed: int, seconds: float) 
         row["nashconv_at_least"] = float(days_pem.gains(env, policy, seed).sum())
         row["violation"] = days_pem.play(env, policy, seed).violation
     return row | {"seconds": seconds}
+
+
+def day_measures(found: Evaluation, seconds: float) -> dict[str, float]:
+    """Of a whole held-out day of the network-constrained market [€].
+
+    Reward is the mean gain of an agent over the reference, least gain the least agent's; cost gap is social cost over
+    that of the equilibrium; NashConv holds trades, competitive gain is what all would gain if they could trade at the
+    equilibrium's prices; distances are those of purchases from the grid and of net trades to the equilibrium's [kW];
+    violation is the mean over hours of what exceeds limits of lines [kVA].
+    """
+    info, anarchy = found.info, found.price_of_anarchy_played
+    return {
+        "reward": float(found.utility_gap.mean()),
+        "least_gain": float(found.utility_gap.min()),
+        "social_cost": found.social_cost,
+        "cost_gap": found.social_cost / found.social_cost_equilibrium - 1.0,
+        "welfare_ratio": float("nan") if anarchy is None else 1.0 / anarchy,
+        "nashconv": found.nashconv,
+        "competitive_gain": float(info["competitive_gain"].sum()),
+        "grid_distance": float(info["grid_distance"].mean()),
+        "trade_distance": float(info["trade_distance"].mean()),
+        "violation": float(info["line_excess"]),
+        "seconds": seconds,
+    }
 
 
 def stage_measures(found: Evaluation, seconds: float) -> dict[str, float]:
@@ -120,7 +148,7 @@ def run(
     """Measure every method with seeds 0 … seeds − 1 and write the tables, under the market's name or another."""
     versioned, options = f"{market}_v0", options or {}
     console = Console()
-    env = p2penv.make_functional(versioned, **{**options, "infos": "none"} if market in SUITED else options)
+    env = p2penv.make_functional(versioned, **options)
     rows = []
     for name in baselines.names(env):
         policy = baselines.make(env, name)
@@ -139,8 +167,9 @@ def run(
             shown = ", ".join(f"{key.replace('_', ' ')} {value:.5g}" for key, value in samples[-1].items())
             console.print(f"{method}, seed {seed}: {shown}")
         rows.append(summarise(method, samples))
-    by = "nashconv" if "nashconv" in rows[0] else "episode_reward"
-    rows.sort(key=lambda row: row[by], reverse=by == "episode_reward")
+    # Where trades are held NashConv alone tells little: doing nothing is no worse than any.
+    by, rising = next((by, rising) for by, rising in SORTED if by in rows[0])
+    rows.sort(key=lambda row: row[by], reverse=not rising)
     columns = list(rows[0])
     write_csv(root / f"{stem or versioned}.csv", rows, columns)
     given = "".join(f" -o {key}={value}" for key, value in options.items())

@@ -1,13 +1,16 @@
-"""How fast are the rules of the network-constrained market? Medians over repeats."""
+"""How fast are the rules and the batched steps of the network-constrained market? Medians over repeats."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from itertools import cycle
+from typing import Any
 
 import numpy as np
 
-from benchmarks.speed import Row, seconds
+import p2penv
+from benchmarks.speed import Row, seconds, step_next
 from p2penv.core.params import cast
 from p2penv.grid import load_scenario, rules
 
@@ -33,6 +36,29 @@ def network(quick: bool) -> Iterator[Row]:
         yield Row(f"exact cut, {envs} environments x 50 prosumers", 1e3 * spent, "ms", note=dtype.__name__)
 
 
+def steps(quick: bool) -> Iterator[Row]:
+    """Hours of the batched face, 50 households, one hour in 24 with a reset; actions differ from hour to hour."""
+    envs = 8 if quick else 512
+    scenario = load_scenario("ieee37", prosumers=50)
+    for name, target, aim, options in (
+        ("float32", ">= 1", "3", {"dtype": "float32"}),
+        ("float64", "", "", {}),
+        ("float32, curtail", "", "", {"dtype": "float32", "network": "curtail"}),
+        ("float32, bilateral", "", "", {"dtype": "float32", "trade_price": "bilateral"}),
+    ):
+        given: dict[str, Any] = options
+        env = p2penv.make_vector("grid_v0", envs, scenario=scenario, infos="none", **given)
+        shape = env.action_space.shape
+        assert shape is not None
+        rng = np.random.default_rng(0)
+        actions = cycle([rng.uniform(-1, 1, shape).astype(np.float32) for _ in range(4)])
+        env.reset(seed=0)
+        spent = seconds(partial(step_next, env, actions), 3 if quick else 48)
+        value = 1e-6 * envs * scenario.size / spent
+        yield Row("batched hours, 50 prosumers", value, "M agent-steps/s", target, aim, f"{envs} environments, {name}")
+
+
 def rows(quick: bool) -> Iterator[Row]:
     """All measurements."""
     yield from network(quick)
+    yield from steps(quick)
