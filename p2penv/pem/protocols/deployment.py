@@ -32,7 +32,7 @@ from p2penv.pem.protocols.roster import Own, Published
 from p2penv.pem.protocols.tcp import HOST
 from p2penv.pem.rules import NO_MARKET, Prices
 
-JOINING = 60.0  # longest start of all processes [s]
+JOINING, POLL = 60.0, 0.2  # longest start of all processes, and between looks whether they run [s]
 PROGRAM = (sys.executable, "-m", "p2penv.pem.protocols.process")
 
 
@@ -82,6 +82,7 @@ class _Votes:
     prepared: dict[str, dict[str, Any]] = field(default_factory=dict)
     failed: list[_Failed] = field(default_factory=list)
     waiting: dict[str, dict[str, str]] = field(default_factory=dict)  # for whom, in which phase
+    stale: list[str] = field(default_factory=list)  # who sent, instead of what is waited for, what is of no use
     lost: list[str] = field(default_factory=list)
 
 
@@ -166,11 +167,13 @@ class Deployment:
             raise OSError("processes of parties need a system with fork")
         self._server = await asyncio.start_server(self._accept, HOST, 0, ssl=accepts)
         port = self._server.sockets[0].getsockname()[1]
-        shared = {"backend": self.backend, "options": self.options, "prices": [int(price) for price in self.prices]}
+        patience = self.limit + self.grace  # the coordinator is the first to lose it
+        prices = [int(price) for price in self.prices]
+        shared = {"backend": self.backend, "options": self.options, "prices": prices, "patience": patience}
         for name in (*self.helpers, *self.homes):
             folder = self.folder / name
             authority.issue(name, folder)
-            config = shared | {"name": name, "port": port, "limit": self.limit, "windows": self.homes.get(name, [])}
+            config = shared | {"name": name, "port": port, "windows": self.homes.get(name, [])}
             certificates.write(folder / CONFIG, json.dumps(config).encode())
         # In a session of its own, so that an interrupt from the keyboard reaches the coordinator alone.
         self._starter = await asyncio.create_subprocess_exec(
@@ -190,8 +193,15 @@ class Deployment:
             if not number.isdigit():
                 raise ProtocolError(name, control.JOIN, "cannot be started; see above")
             self._children[name] = _Child(int(number))
-        joined = await self._gather(control.JOIN, 0, list(self._children), JOINING)
-        missing = [name for name in self._children if name not in joined]
+        joined: dict[str, dict[str, Any]] = {}
+        missing, until = list(self._children), time.perf_counter() + JOINING
+        while missing and time.perf_counter() < until:
+            ended = [name for name in missing if not _running(self._children[name].process)]
+            joined |= await self._gather(control.JOIN, 0, missing, POLL)
+            missing = [name for name in self._children if name not in joined]
+            if any(name in missing for name in ended):
+                missing = [name for name in missing if name in ended]
+                break
         if missing:
             errors_ = (self.folder / missing[0] / ERRORS).read_text(errors="replace").strip()
             raise ProtocolError(missing[0], control.JOIN, f"did not start: {errors_[-500:] or 'nothing heard of it'}")
@@ -273,6 +283,7 @@ class Deployment:
                 )
             elif frame.phase == control.SETTLED and isinstance(said.get("waiting"), dict):
                 votes.waiting[name] = {str(who): str(phase) for who, phase in said["waiting"].items()}
+                votes.stale += [who for who in votes.waiting[name] if who in said.get("stale", ())]
         except frames.FrameError as error:
             votes.failed.append(_Failed(name, frame.phase, str(error)))
 
@@ -303,16 +314,22 @@ class Deployment:
 
     def _blame(self, votes: _Votes) -> ProtocolError:
         """Who made the window fail: for whom do others wait who does not wait itself?"""
+        # What was told after the first fault may be its consequence.
         certain = [failed for failed in votes.failed if not failed.late]
         if votes.lost:
             name = votes.lost[0]
             told = [failed for failed in certain if failed.party == name]
             phases = [failed.phase for failed in told] + [on[name] for on in votes.waiting.values() if name in on]
+            phases += [phase for on in votes.waiting.values() for phase in on.values()]  # where the others are
             reason = "its process has stopped or does not answer"
             return ProtocolError(name, (phases or [control.BEGIN])[0], reason)
-        if certain:
-            return ProtocolError(*certain[0][:3])
         late = votes.failed[0]
+        if not late.late:
+            return ProtocolError(*late[:3])
+        if votes.stale:
+            name = votes.stale[0]
+            phase = next(on[name] for on in votes.waiting.values() if name in on)
+            return ProtocolError(name, phase, "sent only what is of a window that was given up")
         for waits in votes.waiting.values():
             for name, phase in waits.items():
                 if not votes.waiting.get(name) and name not in votes.prepared:
@@ -374,7 +391,7 @@ class Deployment:
         """A party takes no further part."""
         child = self._children[name]
         if child.writer is not None:
-            await control.close(child.writer)
+            child.writer.transport.abort()  # to close it properly would take the party's help
             child.writer = None
         if _running(child.process):
             os.kill(child.process, signal.SIGKILL)

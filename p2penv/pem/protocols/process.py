@@ -45,7 +45,7 @@ class Process:
         self.prices = Prices(*config["prices"])
         self.rows = [Own(*row) for row in config["windows"]]  # none for who does not trade
         self.coordinator: int = config["port"]
-        self.node = self.make_node(config["limit"])
+        self.node = self.make_node(config["patience"])
         self.published: Published | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -99,7 +99,8 @@ class Process:
             await self.cancel()
             await self.node.give_up()
             self.settle(window, None)
-            await self.tell(window, control.SETTLED, waiting=waiting)
+            stale = sorted(self.node.stale & waiting.keys())
+            await self.tell(window, control.SETTLED, waiting=waiting, stale=stale)
         else:
             raise frames.FrameError(f"order must be one of the known, got {order.phase!r}")
 
@@ -115,7 +116,7 @@ class Process:
             if self.rows and self.name not in public.homes:
                 result = None  # neither sells nor buys
             else:
-                result = await self._unless_refused(self.make_party(window, public))
+                result = await self.make_party(window, public).run(self.node)
                 node.end()
             self.published = result if self.rows else None
             if self.rows:
@@ -131,19 +132,6 @@ class Process:
             await self.tell(
                 window, control.FAILED, party=self.name, phase=node.phase, reason=f"failed: {error!r}", late=False
             )
-
-    async def _unless_refused(self, party: Party) -> Any:
-        refusal = self.node.refusal
-        assert refusal is not None
-        task = asyncio.create_task(party.run(self.node))
-        try:
-            await asyncio.wait({task, refusal}, return_when=asyncio.FIRST_COMPLETED)
-            if refusal.done():
-                raise refusal.result()
-            return task.result()
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
 
     async def cancel(self) -> None:
         """Stop taking part in the window."""

@@ -21,6 +21,8 @@ from p2penv.pem.protocols.frames import Frame, FrameError
 HOST = "127.0.0.1"
 WAITING = 1 << 26  # bytes from one sender that nobody has read yet
 OVERHEAD = 1 << 8  # of a frame among these
+# The accepting end's one byte. In TLS 1.3 whoever opens a connection hears only now whether its certificate will do.
+WELCOME = b"\x01"
 
 
 class _Broken(NamedTuple):
@@ -68,14 +70,13 @@ class Node:
         self.window = 0
         self.phase = ""  # of the latest message
         self.waiting: dict[str, str] = {}  # phase in which a message is waited for, by sender
-        self.refusal: asyncio.Future[ProtocolError] | None = None  # another party takes no connection from this one
+        self.stale: set[str] = set()  # senders of messages of windows that were given up
         self.record, self.view = Record(), View()
         self.sent = 0  # frames with their heads, without what TLS adds [bytes]
         self._given_up: set[int] = set()
         self._inboxes: dict[str, _Inbox] = defaultdict(_Inbox)
         self._writers: dict[str, asyncio.StreamWriter] = {}
         self._locks: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
-        self._watchers: set[asyncio.Task[None]] = set()
         self._accepted: set[asyncio.StreamWriter] = set()
 
     async def listen(self) -> int:
@@ -90,7 +91,7 @@ class Node:
         self.window, self.sent, self.phase = window, 0, ""
         self.record, self.view = Record(), View()
         self.waiting.clear()
-        self.refusal = asyncio.get_running_loop().create_future()
+        self.stale.clear()
 
     def end(self) -> None:
         """The window is over for this party.
@@ -111,16 +112,13 @@ class Node:
         writers = [*self._writers.values(), *self._accepted]
         self._writers.clear()
         for writer in writers:
-            writer.close()
+            writer.transport.abort()  # to close it properly would take the other's help
         await asyncio.gather(*(writer.wait_closed() for writer in writers), return_exceptions=True)
 
     async def close(self) -> None:
         """Stop listening, close all connections."""
         self._server.close()
         await self.give_up()
-        for task in self._watchers:
-            task.cancel()
-        await asyncio.gather(*self._watchers, return_exceptions=True)
 
     async def send(self, to: str, phase: str, payload: bytes) -> None:
         """Send a message; opens a connection if there is none.
@@ -161,6 +159,8 @@ class Node:
             self.phase = phase
             item = await self._next(sender, phase)
             if item.window in self._given_up or (isinstance(item, _Broken) and item.window < self.window):
+                if isinstance(item, Frame):
+                    self.stale.add(sender)
                 continue  # left over from a window that was given up, or the end of a connection used in an earlier one
             if isinstance(item, _Broken):
                 raise ProtocolError(sender, phase, item.reason)
@@ -189,24 +189,11 @@ class Node:
         if to not in self.ports:
             raise ProtocolError(self.name, phase, f"addressed unknown party {to!r}")
         reader, writer = await asyncio.open_connection(HOST, self.ports[to], ssl=self.opens, server_hostname=to)
-        task = asyncio.create_task(self._watch(to, reader, writer))
-        self._watchers.add(task)
-        task.add_done_callback(self._watchers.discard)
-        return writer
-
-    async def _watch(self, to: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Nothing comes back on a connection but its end, or word that this party's certificate is refused."""
         try:
-            await reader.read(1)
-        except ssl.SSLError as error:
-            if self.refusal is not None and not self.refusal.done():
-                reason = f"{to} refused its connection: {error.reason or error}"
-                self.refusal.set_result(ProtocolError(self.name, self.phase, reason))
-        except OSError:
-            pass  # the next message will tell
-        writer.close()
-        if self._writers.get(to) is writer:
-            del self._writers[to]
+            await reader.readexactly(len(WELCOME))
+        except (ssl.SSLError, asyncio.IncompleteReadError):
+            raise ProtocolError(self.name, phase, f"{to} refused its connection") from None
+        return writer
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._accepted.add(writer)
@@ -214,6 +201,7 @@ class Node:
         try:
             peer = certificates.name_of(writer.get_extra_info("ssl_object"))
             inbox = self._inboxes[peer]
+            writer.write(WELCOME)
             while (frame := await frames.read(reader)) is not None:
                 inbox, latest = self._inboxes[peer], frame.window
                 if frame.sender != peer:
