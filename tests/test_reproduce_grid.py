@@ -9,7 +9,7 @@ import pytest
 
 from p2penv.grid import load_scenario
 from p2penv.grid.equilibrium import InfeasibleError, variational_equilibrium
-from training import reproduce_grid
+from training import reproduce_grid, reproduce_grid_algorithm
 
 pytestmark = pytest.mark.slow
 SIZE = 8
@@ -19,7 +19,10 @@ SIZE = 8
 def written(tmp_path_factory):
     out = tmp_path_factory.mktemp("figures") / "new"
     names: list[str] = []
-    paths = reproduce_grid.grid(out, names.append, prosumers=SIZE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reproduce_grid_algorithm, "SIZES", (1.0,))
+        patch.setattr(reproduce_grid_algorithm, "DENSITIES", (0.6, 1.0))
+        paths = reproduce_grid.grid(out, names.append, prosumers=SIZE)
     return out, paths, names
 
 
@@ -196,6 +199,29 @@ def test_each_multiplier_is_explained(written, nash):
     assert float(found["line_max"]["most_tight"]) > 1e-4
     assert float(found["line_max"]["most"]) < 1e-5
     assert float(claim(written, "multipliers satisfy")["ours"]) < 1e-6
+
+
+def test_algorithms_end_at_the_equilibrium(written):
+    found = rows(written, "iterations-prosumers")
+    assert {(row["against"], row["prosumers"], row["density"]) for row in found} == {
+        ("prosumers", "8", ""), ("density", "8", "0.6"), ("density", "8", "1.0"),
+    }  # fmt: skip
+    assert rows(written, "iterations-density") == [row for row in found if row["against"] == "density"]
+    assert all(row["converged"] == "True" for row in found)
+    assert (column(found, "distance_kw") < 2.0).all()
+    np.testing.assert_allclose(
+        column(found, "seconds_per_prosumer") * column(found, "prosumers"), column(found, "seconds")
+    )
+    for name in ("Algorithm 1", "ADMM"):
+        trace = rows(written, "algorithm1-admm", algorithm=name)
+        residual = np.maximum(column(trace, "stationarity"), column(trace, "infeasibility"))
+        assert residual[-1] <= 1e-2 < residual[0]
+        (same,) = (
+            row for row in found if (row["against"], row["prosumers"], row["algorithm"]) == ("prosumers", "8", name)
+        )
+        assert len(trace) == int(same["iterations"])
+        assert column(trace, "purchase_gap")[-1] < 1e-2 < column(trace, "purchase_gap")[0]
+    assert claim(written, "Algorithm 1 converges")["holds"] == "True"
 
 
 def test_too_few_prosumers_are_refused(tmp_path):
