@@ -6,10 +6,12 @@ import csv
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from p2penv.grid import load_scenario
 from p2penv.grid.equilibrium import InfeasibleError, variational_equilibrium
 from training import reproduce_grid, reproduce_grid_algorithm
+from training.cli import app
 
 pytestmark = pytest.mark.slow
 SIZE = 8
@@ -228,3 +230,18 @@ def test_too_few_prosumers_are_refused(tmp_path):
     with pytest.raises(ValueError, match="prosumers must be at least 4"):
         reproduce_grid.grid(tmp_path, prosumers=3)
     assert not list(tmp_path.iterdir())
+
+
+def test_cli_regenerates(tmp_path, monkeypatch):
+    calls = []
+
+    def fake(out, report):
+        report("Prices")
+        calls.append(out)
+        return [out / "prices.csv"]
+
+    monkeypatch.setattr(reproduce_grid, "grid", fake)
+    result = CliRunner().invoke(app, ["reproduce", "grid", "--out", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    assert calls == [tmp_path]
+    assert "prices.csv" in result.output.replace("\n", "")

@@ -266,12 +266,14 @@ def reproduce(
     """Regenerate the figures and tables of the market's paper as PNG and CSV."""
     from training import reproduce as communication
     from training import reproduce_dpvcg as dpvcg
+    from training import reproduce_grid as grid
     from training import reproduce_pem as pem
 
     papers: dict[str, Callable[..., list[Path]]] = {
         "communication_v0": lambda out, report: communication.communication(out),
         "dpvcg_v0": dpvcg.dpvcg,
         "pem_v0": pem.pem,
+        "grid_v0": grid.grid,
     }
     make = papers[_has("reproduce", market, papers)]
     with _progress() as progress:
