@@ -1,4 +1,4 @@
-"""Command line: ``python -m training list | solve | train | evaluate | audit | reproduce | report | bench``."""
+"""Command line: ``python -m training list|solve|train|evaluate|audit|private|reproduce|report|bench``."""
 
 from __future__ import annotations
 
@@ -40,6 +40,21 @@ class Algorithm(StrEnum):
 
     ppo = "ppo"
     sac = "sac"
+
+
+class Protocol(StrEnum):
+    """Of private clearing."""
+
+    paper = "paper"
+    hardened = "hardened"
+    committee = "committee"
+
+
+class Transport(StrEnum):
+    """How parties of private clearing talk."""
+
+    local = "local"
+    tcp = "tcp"
 
 
 class Learners(StrEnum):
@@ -417,6 +432,44 @@ def privacy(
         raise typer.BadParameter(str(error)) from None
     tables.print_privacy(found, console)
     _file(json_, {"market": env.name, "options": options, "paper_compat": paper_compat} | found.summary())
+
+
+@app.command("private")
+def private_(
+    homes: Annotated[int, typer.Option(help="of the shipped day, the first so many")] = 20,
+    transport: Annotated[
+        Transport, typer.Option(help="all parties in this process, or each a process of its own over mutual TLS")
+    ] = Transport.local,
+    backend: Annotated[Protocol, typer.Option(help="protocol")] = Protocol.hardened,
+    windows: Annotated[int, typer.Option(help="to clear, spread over the day")] = 6,
+    bits: Annotated[int, typer.Option(help="of keys; the committee has none")] = 2048,
+    insecure: Annotated[bool, typer.Option("--insecure", help="allow keys shorter than 2048 bits, for trials")] = False,
+    limit: Annotated[float, typer.Option(help="longest time for a window [s]")] = 60.0,
+    json_: Json = None,
+) -> None:
+    """Clear windows of the private energy market by a cryptographic protocol."""
+    from training import private
+
+    rows: list[private.Cleared] = []
+    with _progress() as progress:
+        task = progress.add_task("keys and processes", total=None)
+        try:
+            for row in private.run(
+                homes, windows, backend.value, transport.value, bits=bits, insecure=insecure, limit=limit
+            ):
+                rows.append(row)
+                progress.update(task, description=f"{row.window} of {windows} windows")
+        except (ValueError, ImportError) as error:
+            raise typer.BadParameter(str(error)) from None
+        except RuntimeError as error:
+            console.print(f"given up: {error}", highlight=False)
+            raise typer.Exit(1) from None
+        except KeyboardInterrupt:
+            raise typer.Exit(130) from None
+    private.show(rows, f"{backend.value}, {homes} homes, {transport.value}", console)
+    _file(json_, {"backend": backend.value, "transport": transport.value, "rows": [row.row() for row in rows]})
+    if not all(row.right for row in rows):
+        raise typer.Exit(1)
 
 
 @app.command()
