@@ -95,8 +95,8 @@ def test_leaderboard(folder, monkeypatch):
 
 @pytest.mark.slow
 def test_ppo_beats_the_greedy_rule():
-    """Twelve prosumers, in a third of the steps that are the default."""
-    run = train(suited("grid_v0", steps=200_000), console=Console(quiet=True))
+    """Twelve prosumers, in half of the steps that are the default."""
+    run = train(suited("grid_v0", steps=150_000), console=Console(quiet=True))
     found = json.loads((run / "metrics.json").read_text())
     env = p2penv.make_functional("grid_v0", infos="none")
     assert found["social_cost_learned"] < evaluate(env, baselines.make(env, "greedy")).social_cost
