@@ -1,10 +1,11 @@
-"""Reference policies of the grid market: exact schedules, a greedy rule, random."""
+"""Reference policies of the grid market: exact schedules, those of the distributed algorithm, a greedy rule, random."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
 
+from baselines.grid_algorithm import TOLERANCE, algorithm1
 from baselines.uniform import UniformPolicy
 from p2penv.core.arrays import Array, clip, namespace, row_sum, safe_divide
 from p2penv.core.contract import Draw, Noise, Policy
@@ -65,8 +66,26 @@ def exact(env: Grid, name: str) -> Policy:
     return env.policy(name)
 
 
+def distributed(env: Grid, tolerance: float = TOLERANCE, most: int = 20_000) -> Policy:
+    """Schedules that the paper's Algorithm 1 ends with.
+
+    Args:
+        env: the environment.
+        tolerance: as of ``algorithm1`` [cents/kWh, kW].
+        most: iterations at most.
+
+    Raises:
+        RuntimeError: it has not converged.
+    """
+    run = algorithm1(env.scenario, tolerance, most)
+    if not run.converged:
+        raise RuntimeError(f"Algorithm 1 has not converged to {tolerance:g} after {run.iterations} iterations")
+    return env.follow(run.schedules)
+
+
 POLICIES: Mapping[str, Callable[..., Policy]] = {
     **{name: partial(exact, name=name) for name in Grid.policies},
+    "vgne_distributed": distributed,
     "greedy": GreedyPolicy,
     "random": UniformPolicy,
 }
