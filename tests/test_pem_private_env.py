@@ -124,7 +124,10 @@ def test_faces_play_it(keys: Community) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"clearing": "paper"}, "clearing 'paper' needs pricing='paper' and leader='rule', got pricing='exact'"),
+        (
+            {"clearing": "paper", "pricing": "exact"},
+            "clearing 'paper' needs pricing='paper' and leader='rule', got pricing='exact'",
+        ),
         ({"clearing": "hardened", "pricing": "exact_bound"}, "got pricing='exact_bound'"),
         ({"clearing": "hardened", "pricing": "paper", "leader": "agent"}, "got pricing='paper' and leader='agent'"),
         ({"clearing": "paper", "pricing": "paper", "private_every": 0}, "private_every must be a whole number >= 1"),
@@ -136,6 +139,12 @@ def test_faces_play_it(keys: Community) -> None:
 def test_options_that_do_not_go_together(options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         PEM(scenario(), **options)
+
+
+def test_protocols_price_as_the_paper_unless_told_otherwise() -> None:
+    assert pem_v0.parallel_env(clearing="hardened", private_every=60).functional.pricing == "paper"
+    assert PEM(clearing="paper").private.every == 60
+    assert PEM().pricing == "exact"
 
 
 def test_keys_must_suffice(keys: Community) -> None:

@@ -127,7 +127,8 @@ class PEM:
     ## Arguments
     Args:
         scenario: name, TOML path or ``Scenario``.
-        pricing: ``"exact"``, ``"exact_bound"`` (delivery bound to the reported schedule) or ``"paper"``.
+        pricing: ``"exact"``, ``"exact_bound"`` (delivery bound to the reported schedule) or ``"paper"``; None: the last
+            with clearing by a protocol, else the first.
         response: ``"best"``, sellers' loads answer the price, or ``"agent"``, loads stay what the action says.
         leader: ``"rule"``, or ``"agent"`` for ``buyers_0``.
         preference_cap: of the logarithm of the reported multiple, in [0, 10]; 0 switches that misreport off.
@@ -169,7 +170,7 @@ class PEM:
         self,
         scenario: str | Path | Scenario = "day300",
         *,
-        pricing: settlement.Pricing = "exact",
+        pricing: settlement.Pricing | None = None,
         response: settlement.Response = "best",
         leader: Literal["rule", "agent"] = "rule",
         preference_cap: float = 0.0,
@@ -197,7 +198,6 @@ class PEM:
             scenario = load_scenario(scenario, **overrides)
         self.scenario = scenario
         self.horizon = scenario.windows
-        self.pricing = validation.choice("pricing", pricing, ("paper", "exact", "exact_bound"))
         self.response = validation.choice("response", response, ("agent", "best"))
         self.led = validation.choice("leader", leader, ("rule", "agent")) == "agent"
         self.caps = tuple(
@@ -214,6 +214,9 @@ class PEM:
             raise ValueError(f"forecast must be a whole number of windows, got {forecast!r}")
         self.forecast_error = validation.number("forecast_error", forecast_error, 0.0)
         self.clearing = validation.choice("clearing", clearing, private.BACKENDS)
+        if pricing is None:
+            pricing = "exact" if clearing == "plain" else "paper"
+        self.pricing = validation.choice("pricing", pricing, ("paper", "exact", "exact_bound"))
         self.private = self._private(private_every, keys)
         self.infos = validation.choice("infos", infos, ("full", "none"))
         size = scenario.size
