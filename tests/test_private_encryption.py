@@ -131,6 +131,26 @@ def test_a_store_keeps_keys_for_its_owner_only(tmp_path: Path) -> None:
     assert [file.name for file in path.parent.iterdir()] == ["home_0.json"]
 
 
+def test_keys_are_neither_shown_nor_copied(tmp_path: Path) -> None:
+    community = Community(3, 512, insecure=True, folder=tmp_path)
+    member = community.members["home_0"]
+    store, secrets = member.store, []
+    for scheme in (store.paillier, store.dgk):
+        assert scheme.secret_key is not None
+        secrets += [int(number) for number in vars(scheme.secret_key).values()]
+    secrets.append(int.from_bytes(store.agreement.private_bytes_raw(), "big"))
+    stored = json.loads((tmp_path / "home_0.json").read_text())
+    kept = {int(number, 16) for numbers in stored.values() if isinstance(numbers, list) for number in numbers}
+    shown = " ".join(str(each) + repr(each) for each in (store, member, community, member.key("home_0"), member.dgk()))
+    for number in [*secrets, *kept]:
+        # Small ones may be part of anything; g, h and n are public.
+        assert number < 1 << 60 or (str(number) not in shown and f"{number:x}" not in shown)
+    for copied in (copy.deepcopy, pickle.dumps):
+        for owner in (store, member, community):
+            with pytest.raises(TypeError, match="must not be copied"):
+                copied(owner)
+
+
 @pytest.mark.skipif(os.name != "posix", reason="modes of files")
 def test_a_store_that_others_can_read_is_refused(tmp_path: Path) -> None:
     store = KeyStore("home_0", tmp_path, 512, insecure=True)

@@ -14,7 +14,7 @@ import secrets
 import stat
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import gmpy2
 import numpy as np
@@ -60,6 +60,9 @@ class KeyStore:
         self.party, self.bits, self.insecure = party, bits, insecure
         self.path = None if folder is None else Path(folder) / f"{party}.json"
         self._kept: dict[str, Any] = self._read()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(f"keys of {self.party} must not be copied; another process reads them from their folder")
 
     @cached_property
     def paillier(self) -> Paillier:
