@@ -292,10 +292,10 @@ def run(quick: bool = False, folder: Path = Path("runs/bench")) -> list[Row]:
         quick: small sizes and few repeats, only to see that everything runs; the numbers mean little then.
         folder: where to write.
     """
-    from benchmarks import speed_dpvcg, speed_grid, speed_pem
+    from benchmarks import speed_dpvcg, speed_grid, speed_pem, speed_private
 
     core = (single_steps, batched_steps, equilibria, jax_rollout, learning)
-    parts = (*core, speed_dpvcg.rows, speed_pem.rows, speed_grid.rows)
+    parts = (*core, speed_dpvcg.rows, speed_pem.rows, speed_private.rows, speed_grid.rows)
     rows = [row for part in parts for row in part(quick)]
     Console().print(table(rows))
     plain = [asdict(row) for row in rows]

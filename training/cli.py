@@ -275,7 +275,7 @@ def evaluate(
 
 @app.command()
 def reproduce(
-    market: Market,
+    market: Annotated[str, typer.Argument(help="communication, dpvcg, pem or grid; pem-private, of its protocols")],
     out: Annotated[Path, typer.Option(help="folder for figures and tables")] = Path("runs/reproduce"),
 ) -> None:
     """Regenerate the figures and tables of the market's paper as PNG and CSV."""
@@ -290,7 +290,7 @@ def reproduce(
         "pem_v0": pem.pem,
         "grid_v0": grid.grid,
     }
-    make = papers[_has("reproduce", market, papers)]
+    make = _private_figures if market == "pem-private" else papers[_has("reproduce", market, papers)]
     with _progress() as progress:
         task = progress.add_task("", total=None)
         try:
@@ -299,6 +299,15 @@ def reproduce(
             raise typer.BadParameter(f"--out: cannot write {out}: {error.strerror}") from None
     for path in paths:
         console.print(str(path))
+
+
+def _private_figures(out: Path, report: Callable[[str], None]) -> list[Path]:
+    try:
+        from training.reproduce_private import private
+
+        return private(out, report)
+    except ImportError as error:
+        raise typer.BadParameter(str(error)) from None
 
 
 def _progress() -> Progress:

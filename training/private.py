@@ -8,12 +8,13 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from p2penv.core import validation
-from p2penv.pem import load_scenario
+from p2penv.pem import Scenario, load_scenario
 from p2penv.pem.protocols import plain
 from p2penv.pem.protocols.channel import ProtocolError
 from p2penv.pem.protocols.market import ENERGY, TICKS, Window, names
@@ -61,8 +62,13 @@ def windows(homes: int, count: int) -> list[Window]:
     if not 1 <= count <= LONGEST:
         raise ValueError(f"windows must be in [1, {LONGEST}], got {count}")
     day = load_scenario("day300", homes=homes, windows=LONGEST)
+    return windows_at(day, ((np.arange(count) + 0.5) / count * LONGEST).astype(int))
+
+
+def windows_at(day: Scenario, places: NDArray[np.integer[Any]]) -> list[Window]:
+    """Windows of a day by number, homes at their base loads, reports true."""
     found = []
-    for at in ((np.arange(count) + 0.5) / count * LONGEST).astype(int):
+    for at in places:
         net, capacity = day.generation[at] - day.load[at], day.generation[at] + 1.0
         found.append(Window.of(net, day.preference[at], capacity, day.prices, day.hours))
     return found

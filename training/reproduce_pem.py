@@ -101,7 +101,7 @@ def pem(out: Path, report: Callable[[str], None] | None = None, *, homes: int = 
         paths, rows = part(days, out)
         found += paths
         claims += [{"figure": name, **row} for row in rows]
-    left_out = "left out: of the cryptographic protocols, not of the market"
+    left_out = "left out: of the protocols, not of the market; `reproduce pem-private` measures them"
     claims.append(
         {"figure": "Figure 5, Table I", **_claim("run time and traffic of the protocols", "", ("", ""), "", left_out)}
     )
