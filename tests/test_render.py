@@ -18,6 +18,9 @@ from p2penv.core.random import NumpyStream
 from p2penv.dpvcg import Scenario as VCGScenario
 from p2penv.dpvcg.render import draw as draw_vcg
 from p2penv.faces.window import pixels
+from p2penv.grid import Scenario as Feeder
+from p2penv.grid import rules as feeder_rules
+from p2penv.grid.render import draw as draw_grid
 from p2penv.pem import Scenario as Day
 from p2penv.pem.render import _headline as draw_headline
 from p2penv.pem.render import draw as draw_energy
@@ -289,3 +292,58 @@ def test_faces_of_the_energy_market_draw():
     face.step({agent: np.full(face.action_space(agent).shape, 0.5, np.float32) for agent in face.agents})
     assert before.shape == face.render().shape
     assert (before != face.render()).any()
+
+
+# The network-constrained market.
+
+
+@pytest.mark.parametrize("infos", ["full", "network", "none"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"prosumers": 5, "seed": 1},
+        {"scenario": Feeder.random(6, 2), "dno": "agent", "trade_price": "bilateral", "forecast": 2},
+        {"scenario": Feeder.random(6, 2).replace(power_factor=0.95), "network": "curtail"},
+    ],
+)
+def test_the_grid_market_is_drawn(options, infos):
+    if options.get("network") == "curtail":
+        options = {**options, "scenario": tightened(options["scenario"])}
+    env = p2penv.make_functional("grid_v0", **options, infos=infos)
+    stream, case, size = NumpyStream(1), env.scenario, env.scenario.size
+    state = env.initial(env.params, stream.draw(env.initial_noise, 2), 2)
+    shape = (2, len(env.context), len(env.action_names))
+    rng = np.random.default_rng(0)
+    for hour in range(env.horizon):
+        step = env.step(env.params, state, rng.uniform(-1.0, 1.0, shape), stream.draw(env.noise, 2))
+        if hour + 1 == env.horizon or (
+            step.info["cut"][0] > 0.0 if env.network == "curtail" and step.info else hour == 12
+        ):
+            break
+        state = step.state
+    for info in (env.initial_info(env.params, state), step.info):
+        figure = draw_grid(env, state, info)
+        assert pixels(figure).shape == (450, 1000, 3)
+        assert np.ptp(pixels(figure)) > 200
+        assert figure.texts[0].get_text().startswith(f"{case.name}, {hour:02d}:00")
+    assert np.ptp(pixels(draw_grid(env, step.state, step.info))) > 200  # after the last hour, too
+    if infos == "none":
+        return
+    feeder, upper, lower = figure.axes
+    lowest = step.info["voltage_low"][0]
+    assert feeder.texts[0].get_text().endswith(f": {lowest:.4f} p.u.")
+    if env.network == "curtail":
+        assert step.info["cut"][0] > 0.0
+    # Bars from own power, partners and the grid add up to what is served.
+    heights = np.array([bar.get_height() for bar in upper.patches]).reshape(3, 2, size).sum(axis=(0, 1))
+    served = case.demand[hour] - step.info["unserved"][0, :size] / case.step_hours
+    spilled = np.maximum(-step.info["cut"][0] / (1.0 - step.info["cut"][0]) * step.info["net"][0, :size], 0.0)
+    np.testing.assert_allclose(heights, served + spilled, atol=1e-9)
+    held = case.storage_power > 0.0
+    np.testing.assert_allclose(lower.lines[-1].get_ydata(), step.info["charge"][0, :size][held])
+
+
+def tightened(case):
+    """Lines that carry the passive loads and little more."""
+    alone = feeder_rules.state_of(case.params, np.zeros((case.hours + 1, case.size)), np.arange(case.hours + 1))
+    return case.replace(line_limit=np.hypot(alone.active, alone.reactive).max(axis=0) + 1e-3)

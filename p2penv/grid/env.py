@@ -589,9 +589,11 @@ class Grid:
         value = params.charge_price * usable
         return xp.concat([value, 0.0 * value[:, :1]], axis=-1) if self.led else value
 
-    def flows_at(self, net: Floats, hour: int) -> NetworkState:
-        """Flows and voltages for net demands ``(n,)`` of prosumers in an hour."""
-        return rules.state_of(self.params.market, net, hour)
+    def flows_at(self, net: Floats, hour: int, cut: float = 0.0) -> NetworkState:
+        """Flows and voltages for net demands ``(n,)`` of prosumers in an hour, a share α of which is cut already."""
+        market = self.params.market
+        active, reactive = rules.bus_demand(market, net, hour)
+        return rules.network_state(market, -active, cut * (market.reactive_demand[hour] @ market.location) - reactive)
 
     def encode(self, params: Params, time: Array, flows: Schedules, limit: Array) -> Array:
         """Actions ``(E, N, A)`` that ask for flows ``(E, n)`` and trades ``(E, n, K)`` at times ``(E,)``.

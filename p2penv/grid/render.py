@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float64]
 
 INK, FAINT, RULE = "#22272e", "#6b7480", "#c9d0d8"
+# Own power: solar power and these.
+OWN_FLOWS = (("dispatch", 1.0), ("charging", -1.0), ("curtailed", -1.0))
 OWN, PEER, FROM_GRID = "#e69f00", "#0072b2", "#6b7480"  # distinct to colour-blind readers
 
 
@@ -54,11 +56,14 @@ def draw(env: Grid, state: State, info: Mapping[str, Any]) -> Figure:
     hour = min(int(state.time[0]), env.horizon)
     demand, solar = env.scenario.demand[hour], env.scenario.solar[hour]
     net = _first(info["net"])[:size] if info else demand - solar
-    _feeder(left, env, net, hour)
+    _feeder(left, env, net, hour, float(info["cut"][0]) if info else 0.0)
     place = np.arange(size)
     received = _first(info["received"])[:size] if info else 0.0 * net
     grid = _first(info["grid"])[:size] if info else np.maximum(net, 0.0)
-    own = demand - received - grid
+    # Not what is left of demand: an operator that cuts leaves some unserved.
+    own = np.minimum(solar, demand)
+    if info:
+        own = solar + sum(sign * _first(info[key])[:size] for key, sign in OWN_FLOWS)
     above, below = np.zeros(size), np.zeros(size)
     for values, colour, label in ((own, OWN, "own"), (received, PEER, "partners"), (grid, FROM_GRID, "grid")):
         upper.bar(place, np.maximum(values, 0.0), 0.8, bottom=above, color=colour, label=label)
@@ -83,9 +88,9 @@ def draw(env: Grid, state: State, info: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def _feeder(axes: Axes, env: Grid, net: Floats, hour: int) -> None:
-    """The tree, with voltages and apparent powers at net demands ``(n,)`` of an hour."""
-    feeder, found = env.scenario.feeder, env.flows_at(net, hour)
+def _feeder(axes: Axes, env: Grid, net: Floats, hour: int, cut: float) -> None:
+    """The tree, with voltages and apparent powers at net demands ``(n,)`` of an hour, α cut already."""
+    feeder, found = env.scenario.feeder, env.flows_at(net, hour, cut)
     x, y = _places(feeder, np.diag(np.asarray(env.params.market.R)))
     apparent = np.hypot(found.active, found.reactive)
     widths = 0.6 + 4.0 * apparent / max(float(apparent.max()), 1e-9)
