@@ -327,7 +327,7 @@ def test_public_keys_that_cannot_be_stop_the_introduction(modulus: int, agreemen
 
 
 def test_elections_follow_the_coin_alone() -> None:
-    homes = [f"home_{k}" for k in range(40)]
+    homes = tuple(f"home_{k}" for k in range(40))
     assert elect(b"a", "price", homes) == elect(b"a", "price", homes[::-1])
     firsts = {elect(bytes([coin]), "price", homes)[0] for coin in range(200)}
     assert len(firsts) > 35

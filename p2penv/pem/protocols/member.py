@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
@@ -188,6 +188,8 @@ class Community:
             member.idle()
 
 
-def elect(coin: bytes, task: str, among: Sequence[str]) -> list[str]:
+@lru_cache(64)  # homes of one process all work out the same
+def elect(coin: bytes, task: str, among: tuple[str, ...]) -> tuple[str, ...]:
     """Parties in a random order that all of them work out from the coin; the first has the task."""
-    return sorted(among, key=lambda name: hashlib.sha256(b"|".join((coin, task.encode(), name.encode()))).digest())
+    order = sorted(among, key=lambda name: hashlib.sha256(b"|".join((coin, task.encode(), name.encode()))).digest())
+    return tuple(order)

@@ -48,7 +48,7 @@ class Home(Party):
         part = await self.distribute(channel, side)
         return Published(case, price, *((part, FULL) if side == GENERAL else (FULL, part)))
 
-    def elected(self, task: str, among: Sequence[str]) -> str:
+    def elected(self, task: str, among: tuple[str, ...]) -> str:
         """Who has a task."""
         return elect(self.coin, task, among)[0]
 
