@@ -56,6 +56,14 @@ def test_command_line(folder):
     assert metrics["social_cost"][0] > metrics["social_cost_equilibrium"][0]
 
 
+def test_a_day_without_solution_is_one_clear_error():
+    for verb in (("solve", "grid"), ("evaluate", "grid", "--policy", "vgne"), ("train", "grid", "--steps", "1000")):
+        result = CliRunner().invoke(app, [*verb, *OPTIONS, "-o", "line_limit=1"], env={"COLUMNS": "200"})
+        assert result.exit_code == 2, result.output
+        assert "no schedules of 'ieee37-households-4-3'" in result.output
+        assert "the line limit (16a) of line 799-701" in result.output
+
+
 def test_averages_fit_the_console(capsys):
     env = p2penv.make_functional("grid_v0", **CASE)
     found = evaluate(env, baselines.make(env, "greedy"))

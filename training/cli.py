@@ -151,8 +151,11 @@ def solve(
     env = _env(market, _options(scenario, horizon, option))
     results = {}
     for name in env.policies:
-        found = evaluate(env, env.policy(name))
-        played = episodes(env, env.policy(name)) if whole(env) else None
+        try:
+            found = evaluate(env, env.policy(name))
+            played = episodes(env, env.policy(name)) if whole(env) else None
+        except (ValueError, ImportError) as error:
+            raise typer.BadParameter(str(error)) from None
         tables.print_evaluation(found, name, console, played)
         results[name] = found.summary() | ({} if played is None else played.numbers)
     _file(json_, results)
