@@ -22,6 +22,7 @@ def test_quick_run(tmp_path, capsys):
         assert row.note.startswith("skipped") if row.value is None else row.value > 0
     measured = {row.name: row.value for row in rows if row.value is not None}
     parts = ("VCG", "exact draw", "exact price", "network state", "batched hours", "of a day", "Algorithm 1")
+    parts += ("hardened clearing", "committee clearing")
     for part in (*parts, "parallel step", "batched steps", "exact equilibrium", "generic solver", "JAX rollout", "PPO"):
         assert any(part in name for name in measured), part
 
