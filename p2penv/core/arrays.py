@@ -105,7 +105,12 @@ def running_sum(values: Array) -> Array:
 
 def gather(values: Array, index: Array) -> Array:
     """Entries along the last axis by ``index``, an array of as many axes."""
-    return values[index] if values.ndim == 1 else namespace(values).take_along_axis(values, index, axis=-1)
+    if values.ndim == 1:
+        return values[index]
+    if isinstance(values, np.ndarray) and values.shape[:-1] == index.shape[:-1]:
+        rows = np.arange(0, values.size, values.shape[-1]).reshape(*values.shape[:-1], 1)
+        return values.reshape(-1).take(index + rows)  # half the time
+    return namespace(values).take_along_axis(values, index, axis=-1)
 
 
 def safe_divide(numerator: Array, denominator: Array, default: float = 0.0) -> Array:

@@ -79,11 +79,11 @@ def curve(offers: Offers) -> Curve:
     points = xp.concat([start, saturate], axis=-1)
     order = xp.argsort(points, axis=-1)
     points = gather(points, order)
-    # What never happens changes nothing.
-    none = 0.0 * k
-    levels = xp.concat([xp.where(sells, capacity, none), xp.where(full, -rest, none)], axis=-1)
-    scales = xp.concat([xp.where(sells, k, none), xp.where(full, -k, none)], axis=-1)
-    zero = none[..., :1]
+    # What never happens changes nothing; products take a fraction of the time of choices.
+    starts, saturates = (xp.astype(each, k.dtype) for each in (sells, full))
+    levels = xp.concat([starts * capacity, -saturates * rest], axis=-1)
+    scales = xp.concat([starts * k, -saturates * k], axis=-1)
+    zero = 0.0 * k[..., :1]
     level = xp.concat([zero, running_sum(gather(levels, order))], axis=-1)
     scale = xp.concat([zero, running_sum(gather(scales, order))], axis=-1)
     return Curve(points, level, scale, level[..., 1:] - scale[..., 1:] / points)
