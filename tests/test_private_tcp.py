@@ -208,6 +208,7 @@ def test_processes_end_with_their_coordinator(tmp_path):
         ({"limit": 0.0}, "limit"),
         ({"grace": -1.0}, "grace"),
         ({"coalition": 0}, "coalition"),
+        ({"backend": "hardened", "coalition": 2}, "coalition must be at least 3 for the hardened protocol"),
     ],
 )
 def test_options_out_of_range_are_refused(options, message):

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -24,12 +24,13 @@ from typing import Any, NamedTuple
 from p2penv.core import validation
 from p2penv.pem.protocols import certificates, control, frames
 from p2penv.pem.protocols.backends import Options, helpers
-from p2penv.pem.protocols.channel import ProtocolError, Timeout
+from p2penv.pem.protocols.channel import ProtocolError
 from p2penv.pem.protocols.keys import check_bits
 from p2penv.pem.protocols.market import COALITION
 from p2penv.pem.protocols.process import CONFIG, ERRORS, LEDGER
 from p2penv.pem.protocols.roster import Own, Published
 from p2penv.pem.protocols.tcp import HOST
+from p2penv.pem.protocols.votes import Failed, Votes
 from p2penv.pem.rules import NO_MARKET, Prices
 
 JOINING, POLL = 60.0, 0.2  # longest start of all processes, and between looks whether they run [s]
@@ -58,32 +59,12 @@ class Settled(NamedTuple):
     payment: int = 0  # > 0 pays [mWh times ticks/kWh]
 
 
-class _Failed(NamedTuple):
-    """Why a window cannot be settled, as far as the coordinator has heard."""
-
-    party: str
-    phase: str
-    reason: str
-    late: bool = False
-
-
 @dataclass
 class _Child:
     """A party's process and the connection to it."""
 
     process: int
     writer: asyncio.StreamWriter | None = None
-
-
-@dataclass
-class _Votes:
-    """What the parties have said about a window."""
-
-    prepared: dict[str, dict[str, Any]] = field(default_factory=dict)
-    failed: list[_Failed] = field(default_factory=list)
-    waiting: dict[str, dict[str, str]] = field(default_factory=dict)  # for whom, in which phase
-    stale: list[str] = field(default_factory=list)  # who sent, instead of what is waited for, what is of no use
-    lost: list[str] = field(default_factory=list)
 
 
 class Deployment:
@@ -97,7 +78,7 @@ class Deployment:
         insecure: allow keys of fewer than 2048 bits, for tests and timing only.
         limit: longest time for a window [s].
         grace: longest wait for a process to give a window up, or to stop, before it is killed [s].
-        coalition: sellers and buyers below which everybody settles with the grid.
+        coalition: sellers and buyers below which everybody settles with the grid; at least 3 for ``"hardened"``.
         folder: of keys and ledgers, made if missing; by default one that is removed in the end.
         program: starts the processes.
 
@@ -129,6 +110,8 @@ class Deployment:
         self.limit = validation.number("limit", limit, 0.0, open_low=True)
         self.grace = validation.number("grace", grace, 0.0, open_low=True)
         self.coalition = validation.count("coalition", coalition)
+        if backend == "hardened" and self.coalition < COALITION:
+            raise ValueError(f"coalition must be at least {COALITION} for the hardened protocol, got {self.coalition}")
         self.window = 0
         self._temporary = folder is None
         self._given, self._program = folder, program
@@ -211,38 +194,38 @@ class Deployment:
         """Clear the next window."""
         self.window += 1
         start = time.perf_counter()
-        votes = _Votes()
+        votes = Votes(self.window)
         for name in (*self.helpers, *self.homes):
             if name in self.helpers and name not in self.alive:
-                votes.failed.append(_Failed(name, control.ASK, "is gone"))
+                votes.failed.append(Failed(name, control.ASK, "is gone"))
         homes = [name for name in self.alive if name in self.homes]
         self._tell(homes, self.window, control.ASK)
         roles = await self._gather(control.ROLE, self.window, homes, self.limit)
         sellers = [name for name in homes if name in roles and roles[name].get("role") == 1]
         buyers = [name for name in homes if name in roles and roles[name].get("role") == -1]
-        votes.failed += [_Failed(name, control.ROLE, "did not say its role") for name in homes if name not in roles]
+        votes.failed += [Failed(name, control.ROLE, "did not say its role") for name in homes if name not in roles]
         closed = min(len(sellers), len(buyers)) < self.coalition
         if closed or votes.failed:
             await self._abort(votes)
-            error = None if not votes.failed else self._blame(votes)
+            error = None if not votes.failed else votes.blame()
             published = None if error else Published(NO_MARKET, int(self.prices.retail), 0, 0)
             return Outcome(self.window, published, error, time.perf_counter() - start, 0, 0, {})
         start = time.perf_counter()  # what parties did since the window before has been idle time
         self._tell(self.alive, self.window, control.BEGIN, sellers=sellers, buyers=buyers)
         await self._vote(votes, start + self.limit, [*sellers, *buyers])
-        result = self._result(votes, [*sellers, *buyers])
+        result = votes.result([*sellers, *buyers])
         if result is None:
             await self._abort(votes)
-            error = self._blame(votes)
-            return Outcome(self.window, None, error, time.perf_counter() - start, *self._traffic(votes))
+            error = votes.blame()
+            return Outcome(self.window, None, error, time.perf_counter() - start, *votes.traffic())
         names = self.alive
         self._tell(names, self.window, control.COMMIT)
         settled = await self._gather(control.SETTLED, self.window, names, self.grace)
         for name in set(names) - set(settled):
             await self._lose(name)
-        return Outcome(self.window, result, None, time.perf_counter() - start, *self._traffic(votes))
+        return Outcome(self.window, result, None, time.perf_counter() - start, *votes.traffic())
 
-    async def _vote(self, votes: _Votes, until: float, homes: Sequence[str]) -> None:
+    async def _vote(self, votes: Votes, until: float, homes: Sequence[str]) -> None:
         """Hear all parties, up to the first that cannot go on."""
         expected = set(self.alive)
         while expected - set(votes.prepared):
@@ -252,47 +235,22 @@ class Deployment:
             except TimeoutError:
                 late = sorted(expected - set(votes.prepared))
                 votes.failed.append(
-                    _Failed(late[0], control.BEGIN, f"could not settle within {self.limit:g} s", late=True)
+                    Failed(late[0], control.BEGIN, f"could not settle within {self.limit:g} s", late=True)
                 )
                 return
             await self._hear(votes, name, frame)
             if votes.failed or votes.lost:
                 return
-        results = {name: votes.prepared[name].get("published") for name in homes}
-        for name, result in results.items():
-            if result != results[homes[0]] or not _is_published(result):
-                votes.failed.append(_Failed(name, control.PREPARED, f"ended with {result}, {homes[0]} with another"))
-                return
+        votes.compare(homes)
 
-    async def _hear(self, votes: _Votes, name: str, frame: frames.Frame | str) -> None:
+    async def _hear(self, votes: Votes, name: str, frame: frames.Frame | str) -> None:
         if isinstance(frame, str):
             await self._lose(name)
             votes.lost.append(name)
-            return
-        if frame.window != self.window:
-            return
-        try:
-            said = control.values(frame)
-            if frame.phase == control.PREPARED:
-                votes.prepared[name] = said
-            elif frame.phase == control.FAILED:
-                votes.failed.append(
-                    _Failed(
-                        str(said.get("party")), str(said.get("phase")), str(said.get("reason")), bool(said.get("late"))
-                    )
-                )
-            elif frame.phase == control.SETTLED and isinstance(said.get("waiting"), dict):
-                votes.waiting[name] = {str(who): str(phase) for who, phase in said["waiting"].items()}
-                votes.stale += [who for who in votes.waiting[name] if who in said.get("stale", ())]
-        except frames.FrameError as error:
-            votes.failed.append(_Failed(name, frame.phase, str(error)))
+        else:
+            votes.hear(name, frame)
 
-    def _result(self, votes: _Votes, homes: Sequence[str]) -> Published | None:
-        if votes.failed or votes.lost:
-            return None
-        return Published(*votes.prepared[homes[0]]["published"])
-
-    async def _abort(self, votes: _Votes) -> None:
+    async def _abort(self, votes: Votes) -> None:
         """All that are left settle with the grid; who does not say so in time is killed."""
         names = self.alive
         self._tell(names, self.window, control.ABORT)
@@ -311,39 +269,6 @@ class Deployment:
             await self._lose(name)
             if name not in votes.lost:
                 votes.lost.append(name)
-
-    def _blame(self, votes: _Votes) -> ProtocolError:
-        """Who made the window fail: for whom do others wait who does not wait itself?"""
-        # What was told after the first fault may be its consequence.
-        certain = [failed for failed in votes.failed if not failed.late]
-        if votes.lost:
-            name = votes.lost[0]
-            told = [failed for failed in certain if failed.party == name]
-            phases = [failed.phase for failed in told] + [on[name] for on in votes.waiting.values() if name in on]
-            phases += [phase for on in votes.waiting.values() for phase in on.values()]  # where the others are
-            reason = "its process has stopped or does not answer"
-            return ProtocolError(name, (phases or [control.BEGIN])[0], reason)
-        late = votes.failed[0]
-        if not late.late:
-            return ProtocolError(*late[:3])
-        if votes.stale:
-            name = votes.stale[0]
-            phase = next(on[name] for on in votes.waiting.values() if name in on)
-            return ProtocolError(name, phase, "sent only what is of a window that was given up")
-        for waits in votes.waiting.values():
-            for name, phase in waits.items():
-                if not votes.waiting.get(name) and name not in votes.prepared:
-                    return Timeout(name, phase, late.reason)
-        return Timeout(*late[:3])
-
-    def _traffic(self, votes: _Votes) -> tuple[int, int, dict[str, tuple[int, int]]]:
-        sums: dict[str, tuple[int, int]] = {}
-        for said in votes.prepared.values():
-            for phase, (messages, size) in said["traffic"].items():
-                before = sums.get(phase, (0, 0))
-                sums[phase] = before[0] + messages, before[1] + size
-        sent = sum(said["sent"] for said in votes.prepared.values())
-        return sent, sum(messages for messages, _ in sums.values()), sums
 
     async def _gather(self, phase: str, window: int, names: Sequence[str], limit: float) -> dict[str, dict[str, Any]]:
         """Reports of one kind from parties, as far as they come in time."""
@@ -437,7 +362,3 @@ async def _ended(process: int, limit: float) -> None:
     until = time.perf_counter() + limit
     while _running(process) and time.perf_counter() < until:
         await asyncio.sleep(0.01)
-
-
-def _is_published(result: Any) -> bool:
-    return isinstance(result, list) and len(result) == 4 and all(type(value) is int for value in result)

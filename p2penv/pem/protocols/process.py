@@ -129,9 +129,9 @@ class Process:
                 window, control.FAILED, party=error.party, phase=error.phase, reason=error.reason, late=late
             )
         except Exception as error:
-            await self.tell(
-                window, control.FAILED, party=self.name, phase=node.phase, reason=f"failed: {error!r}", late=False
-            )
+            traceback.print_exc()  # for the party's own eyes: messages of errors may hold its numbers
+            reason = f"failed with {type(error).__name__}"
+            await self.tell(window, control.FAILED, party=self.name, phase=node.phase, reason=reason, late=False)
 
     async def cancel(self) -> None:
         """Stop taking part in the window."""
