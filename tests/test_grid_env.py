@@ -383,6 +383,18 @@ def test_energy_money_and_limits(kind, options, entries):
         assert (step.state.charge >= case.initial_charge - 1e-9).all()
 
 
+@pytest.mark.parametrize("kind", ["tight", "unlike", "exporting"])
+def test_limits_hold_in_single_precision_too(kind):
+    face = make_vector(NAME, 256, scenario=community(kind, 6, 1, 6), network="curtail", dtype="float32")
+    face.reset(seed=0)
+    cuts = 0
+    for joint in random_actions(face.functional, 256, 2):
+        *_, info = face.step(joint.astype(np.float32))
+        assert not any(info[key].any() for key in ("line_excess", "voltage_excess", "import_excess", "penalty"))
+        cuts += int((info["cut"] > 0.0).sum())
+    assert cuts > 50
+
+
 def test_the_cases_meet_every_rule():
     """Otherwise the tests above would pass for want of a reason to fail."""
     seen = dict.fromkeys(
@@ -423,6 +435,12 @@ def trading(draw):
 def test_backed_trades(given_):
     case, trade, use = given_
     found = feasible.backed(trade, use, case.partner)
+    # The same with environments side by side in memory, which stay so.
+    aside = np.ascontiguousarray(trade.transpose(1, 2, 0)).transpose(2, 0, 1)
+    mirrored = rules.exchange(case.params, aside)
+    np.testing.assert_array_equal(mirrored, rules.exchange(case.params, trade))
+    assert mirrored.strides == aside.strides
+    np.testing.assert_allclose(feasible.backed(aside, np.asfortranarray(use), case.partner), found, rtol=1e-14)
     params = case.params
     np.testing.assert_array_equal((found + rules.exchange(params, found)) * params.slots, 0.0)
     assert (np.abs(found) <= np.abs(trade)).all()

@@ -374,8 +374,9 @@ class Grid:
         market = params.market
         xp, dtype = namespace(market.storage_power), market.storage_power.dtype
         lines, buses = (params.line_scale.shape[0], market.R.shape[0]) if self.led else (0, 0)
-        none = xp.zeros((num_envs, market.partner.shape[0]), dtype=dtype)
-        trade = xp.zeros((num_envs, *market.partner.shape), dtype=dtype)
+        # Environments side by side in memory, as faces hand over actions.
+        none = xp.permute_dims(xp.zeros((market.partner.shape[0], num_envs), dtype=dtype), (1, 0))
+        trade = xp.permute_dims(xp.zeros((*market.partner.shape, num_envs), dtype=dtype), (2, 0, 1))
         alone = none[:, 0]
         return State(
             none + market.initial_charge,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from p2penv.core.arrays import Array, clip, namespace, row_sum
+from p2penv.core.arrays import Array, clip, namespace, positive, row_sum
 
 Floats = NDArray[np.float64]
 
@@ -41,13 +41,14 @@ def charge_floor(
 
 def cut(trade: Array, share: Array, partner: Array) -> Array:
     """Trades ``(…, N, K)`` with what each buyer buys multiplied by its ``share (…, N)``, for both sides alike."""
-    xp = namespace(trade)
-    return xp.where(trade > 0.0, trade * share[..., None], trade * _of_partner(share, partner))
+    return trade * namespace(trade).where(trade > 0.0, share[..., None], _of_partner(share, partner))
 
 
 def _of_partner(values: Array, partner: Array) -> Array:
     """Entries ``(…, N, K)`` of partners; anything in empty slots."""
     xp = namespace(values)
+    if isinstance(values, np.ndarray) and values.ndim == 2 and values.flags.f_contiguous:
+        return values.T[partner].transpose(2, 0, 1)  # environments side by side in memory stay so
     index = xp.reshape(clip(partner, 0 * partner, partner), (-1,))
     return xp.reshape(xp.take(values, index, axis=-1), (*values.shape[:-1], *partner.shape))
 
@@ -70,15 +71,17 @@ def backed(trade: Array, use: Array, partner: Array) -> Array:
     xp = namespace(trade)
     one = 1.0 + 0.0 * use
     for _ in range(ROUNDS):
-        bought, sold = row_sum(xp.maximum(trade, 0.0 * trade)), row_sum(xp.maximum(-trade, 0.0 * trade))
+        bought, sold = row_sum(positive(trade)), row_sum(positive(-trade))
         over = bought > use + sold
         if xp is np and not over.any():
             return trade
         trade = cut(trade, xp.where(over, (use + sold) / xp.where(over, bought, one), one), partner)
-    bought, sold = row_sum(xp.maximum(trade, 0.0 * trade)), row_sum(xp.maximum(-trade, 0.0 * trade))
+    bought, sold = row_sum(positive(trade)), row_sum(positive(-trade))
     # Rounding is no chain.
     close = 64.0 * float(xp.finfo(trade.dtype).eps) * bought
     left = xp.any(bought > use + sold + close, axis=-1)[..., None] & (bought > use)
+    if xp is np and not left.any():
+        return trade
     return cut(trade, xp.where(left, use / xp.where(left, bought, one), one), partner)
 
 

@@ -20,8 +20,8 @@ import numpy as np
 from p2penv.core.arrays import Array, clip, namespace, positive, row_sum, safe_divide
 
 Mode = Literal["contract", "bilateral"]
-# Of the room to a limit this part is left when demand is cut, so that rounding exceeds nothing.
-CUT_MARGIN = 1e-12
+# Of a limit this part is left when demand is cut, so that rounding exceeds nothing; more in single precision.
+CUT_MARGIN, CUT_DIGITS = 1e-12, 16.0
 
 
 class Params(NamedTuple):
@@ -282,6 +282,10 @@ def storage_split(params: Params, state: Array, requested: Array) -> tuple[Array
 
 def exchange(params: Params, values: Array) -> Array:
     """What the partner has in its slot for the same pair, ``(..., N, K)``; own values in empty slots."""
+    if isinstance(values, np.ndarray) and values.ndim == 3:
+        by_pair = values.transpose(1, 2, 0)
+        if by_pair.flags.c_contiguous:  # environments side by side in memory, as faces hand them over, stay so
+            return by_pair.reshape(-1, len(values))[params.mirror].reshape(by_pair.shape).transpose(2, 0, 1)
     xp = namespace(values)
     flat = xp.reshape(values, (*values.shape[:-2], values.shape[-2] * values.shape[-1]))
     return xp.reshape(xp.take(flat, params.mirror, axis=-1), values.shape)
@@ -429,8 +433,9 @@ def cut(params: Params, net: Array, hour: Any = None) -> Array:
     p0, q0, v0, a0 = _flows(params, passive, passive_reactive)
     p1, q1, v1, a1 = _flows(params, demand, reactive + 0.0 * demand)
     b, total = at(params.passive_total, hour), row_sum(net)
+    margin = max(CUT_MARGIN, CUT_DIGITS * float(xp.finfo(total.dtype).eps))
     limited = params.line_limit < xp.inf
-    top = xp.where(limited, params.line_limit, 0.0) * (1.0 - CUT_MARGIN)
+    top = xp.where(limited, params.line_limit, 0.0) * (1.0 - margin)
     # Apparent power of a line: A t² + 2 B t + C ≤ 0 with C ≤ 0.
     square = p1 * p1 + q1 * q1
     half = p0 * p1 + q0 * q1
@@ -438,9 +443,9 @@ def cut(params: Params, net: Array, hour: Any = None) -> Array:
     root = xp.sqrt(half * half - square * rest)
     part = xp.where(half > 0.0, safe_divide(-rest, half + root), safe_divide(root - half, square))
     parts = [xp.where(limited & (square > 0.0), part, xp.inf)]
-    low, high = params.voltage_min + CUT_MARGIN, params.voltage_max - CUT_MARGIN
-    widest = params.angle_limit * (1.0 - CUT_MARGIN)
-    slack = CUT_MARGIN * xp.abs(b)
+    low, high = params.voltage_min + margin, params.voltage_max - margin
+    widest = params.angle_limit * (1.0 - margin)
+    slack = margin * xp.abs(b)
     for slope, room in (
         (-v1, v0 + (1.0 - low)),
         (v1, (high - 1.0) - v0),
