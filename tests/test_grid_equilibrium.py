@@ -7,7 +7,7 @@ import cvxpy as cp
 import numpy as np
 import pytest
 
-from p2penv.grid import Scenario, load_scenario, rules
+from p2penv.grid import Feeder, Scenario, load_scenario, rules
 from p2penv.grid.equilibrium import (
     InfeasibleError,
     best_response,
@@ -470,6 +470,69 @@ def test_nobody_loses_by_trading_at_shadow_prices(seed):
     # At contract prices sellers do not get what their power is worth, and some lose.
     assert (alone - found.cost).min() < -1.0
     assert (alone - found.cost).sum() == pytest.approx((alone - bill(s, found)).sum(), rel=1e-9)
+
+
+def least_saved(s, alone, found):
+    """What individual optimality at shadow prices promises each prosumer against its day without trade ``(N,)``.
+
+    At the equilibrium it could still buy as it did alone: at what the others' purchases have made of the price, and
+    with the charges of limits.
+    """
+    bought, now = alone.schedules.grid, found.schedules.grid
+    less = (bought.sum(1, keepdims=True) - bought) - (now.sum(1, keepdims=True) - now)
+    charges = found.multipliers["import"][:, None] + found.multipliers["nodal"][:, s.bus]
+    return s.step_hours * (bought * (s.grid_slope[: s.hours, None] * less - charges)).sum(axis=0)
+
+
+def test_who_buys_when_a_storage_does_may_lose_by_trading():
+    """By hand: 1 stores in the first hour what 2 buys in the second, and 0 buys in the first at the price they make.
+
+    y solves 2·d₀·y + d₀(4 + 10) = η(d₁(2(4 − ηy) + 10) − 2c^ta); prosumer 0 pays d₀·4·y more.
+    """
+    feeder = Feeder.from_lines("chain", "s", [("s", "1"), ("1", "2")], [1e-5, 1e-5], [1e-5, 1e-5])
+    s = Scenario(
+        feeder=feeder, bus=[1, 2, 2], demand=[[4.0, 0.0, 0.0], [0.0, 0.0, 4.0], [0.0, 0.0, 0.0]],
+        edges=[(0, 1), (1, 2)], passive_active=np.tile([0.0, 10.0, 0.0], (3, 1)), passive_reactive=0.0,
+        grid_slope=[0.01, 0.02, 0.01], storage_power=[0.0, 10.0, 0.0], storage_max=[0.0, 10.0, 0.0],
+        charge_efficiency=0.9, discharge_efficiency=1.0, storage_cost=0.0, tariff=0.02,
+    )  # fmt: skip
+    alone, found = variational_equilibrium(s, "no_trade"), variational_equilibrium(s)
+    stored = (0.9 * (0.02 * (8.0 + 10.0) - 0.04) - 0.01 * 14.0) / (2 * 0.01 + 2 * 0.81 * 0.02)
+    np.testing.assert_allclose(alone.cost, [0.01 * 14.0 * 4.0, 0.0, 0.02 * 14.0 * 4.0], rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(
+        found.schedules.grid, [[4.0, stored, 0.0], [0.0, 0.0, 4.0 - 0.9 * stored]], rtol=1e-6, atol=1e-6
+    )
+    saved = alone.cost - bill(s, found)
+    assert saved[0] == pytest.approx(-0.01 * 4.0 * stored, rel=1e-5)
+    assert saved[0] < -0.1
+    assert min(saved[1:]) > 0.05
+    np.testing.assert_allclose(least_saved(s, alone, found)[:2], [saved[0], 0.0], rtol=1e-5, atol=1e-7)
+
+
+def test_who_loses_by_trading_loses_by_the_price_of_the_grid():
+    """Businesses of every kind: savings at shadow prices are at least what individual optimality promises."""
+    losing, charged = [], []
+    for seed in range(24):
+        rng = np.random.default_rng(seed)
+        s = small(
+            seed, prosumers=6, dispatch_share=float(rng.choice([0.0, 0.25])), tariff=float(rng.choice([0.0, 0.01])),
+            storage_share=float(rng.choice([0.3, 1.0])), storage_power=20.0, passive_level=0.1, final_charge=False,
+        )  # fmt: skip
+        if seed % 3 == 0:
+            peak = rules.state_of(s.params, rules.net_demand(variational_equilibrium(s).schedules))
+            s = s.replace(import_max=float(peak.grid_active.max() - 1.0), voltage_min=float(peak.voltage.min() + 2e-6))
+        try:
+            alone, found = (variational_equilibrium(s, kind) for kind in ("no_trade", "nash"))
+        except InfeasibleError:
+            continue
+        saved = alone.cost - bill(s, found)
+        assert (saved >= least_saved(s, alone, found) - 1e-6 * alone.cost.sum()).all()
+        losing.append((saved < -1e-4 * alone.cost).any())
+        charged.append(max(found.multipliers[name].max() for name in ("import", "nodal")) > 1e-4)
+    # The promise is put to the test.
+    assert len(losing) >= 20
+    assert 6 <= sum(losing) <= 18
+    assert sum(charged) >= 2
 
 
 @pytest.mark.parametrize("seed", SEEDS)
