@@ -538,9 +538,15 @@ def test_a_schedule_that_no_limits_allow_is_refused(exact_case):
     env.policy("vgne")
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"export": True}, {"reactive": False}, {"final_charge": True, "leakage": 0.98},
+     {"power_factor": 0.95, "step_hours": 0.5}],
+    ids="-".join,
+)  # fmt: skip
 @pytest.mark.parametrize("name", KINDS)
-def test_exact_schedules_cost_the_same_to_nine_digits_where_no_limit_is_near(name):
-    case = short(Scenario.random(7, 5), 8, first=12)
+def test_exact_schedules_cost_the_same_to_nine_digits_where_no_limit_is_near(name, options):
+    case = short(Scenario.random(7, 5), 8, first=12, **options)
     env = make_functional(NAME, scenario=case)
     wanted, policy, state, cost = env.solution(name), env.policy(name), start(env), 0.0
     for _ in range(env.horizon):

@@ -437,6 +437,17 @@ def test_the_potential_is_exact():
         assert by_potential == pytest.approx(by_cost, rel=1e-9)
 
 
+@pytest.mark.parametrize("scale", ["households", "paper"])
+def test_nobody_trades_where_surplus_is_sold_to_the_grid_at_its_price(scale):
+    """A trade would save nothing and cost the tariff twice."""
+    s = load_scenario("ieee37", prosumers=12, scale=scale)
+    s = s.replace(solar=5.0 * s.solar)
+    assert np.abs(variational_equilibrium(s).schedules.trade).max() > 0.1
+    found = variational_equilibrium(s.replace(export=True)).schedules
+    assert found.grid.min() < -0.1
+    assert np.abs(found.trade).max() < 1e-5
+
+
 @pytest.mark.parametrize("seed", SEEDS)
 def test_tighter_lines_cost_more(seed):
     s = small(seed, hours=8)
@@ -448,18 +459,22 @@ def test_tighter_lines_cost_more(seed):
     assert last > loose * (1.0 + 1e-6)
 
 
-def test_storage_lowers_the_peak():
-    cuts = []
-    for seed in SEEDS:
+def test_storage_lowers_the_peak_of_the_import_where_it_pays():
+    """On seven of ten days, and never raises it; it stands idle where no two hours differ by more than it loses."""
+    lowered = []
+    for seed in range(10):
         s = small(seed)
-        with_storage, without = (variational_equilibrium(each).schedules for each in (s, s.replace(storage_power=0.0)))
-        peak, before = with_storage.grid.sum(axis=1).max(), without.grid.sum(axis=1).max()
-        cuts.append(1.0 - peak / before)
-        if with_storage.discharge.sum() < 0.1:  # prices of this day differ by less than storage loses
-            assert peak == pytest.approx(before, rel=1e-6)
-            cuts.pop()
-    assert len(cuts) >= 4
-    assert min(cuts) > 0.02
+        found, without = (variational_equilibrium(each) for each in (s, s.replace(storage_power=0.0)))
+        peak, before = (each.schedules.grid.sum(axis=1).max() for each in (found, without))
+        # To an owner, before it has any: its dearest kWh over its cheapest, less what a round trip loses.
+        worth = without.multipliers["balance"][:, s.storage_power > 0.0]
+        gain = (worth.max(axis=0) / worth.min(axis=0)).max() * s.charge_efficiency[0] * s.discharge_efficiency[0]
+        if abs(gain - 1.0) > 1e-3:  # seed 4 is at the edge
+            assert (found.schedules.discharge.sum() > 1.0) == (gain > 1.0)
+        assert peak <= before * (1.0 + 1e-6)
+        if peak < 0.985 * before:
+            lowered.append(seed)
+    assert lowered == [0, 1, 2, 3, 6, 7, 8]
 
 
 @pytest.mark.parametrize("seed", SEEDS)

@@ -125,6 +125,9 @@ def test_the_feeders_own_loads():
     assert feeder.buses[int(exact.voltage.argmin())] == "740"
     assert exact.voltage.min() == pytest.approx(0.95725, abs=5e-6)
     assert exact.losses == pytest.approx(58.86, abs=5e-3)
+    # What more of active power, spread evenly over all other buses, leaves 0.95 p.u.
+    room = (state.voltage - 0.95)[1:] / (feeder.R @ (np.arange(feeder.size) != feeder.root) / 35.0)[1:]
+    assert room.min() == pytest.approx(640.6, abs=0.05)
     # b taken as it stands in tables, instead of B = −b, hides most of the drop.
     assert solved(feeder, feeder.spot_active, feeder.spot_reactive, sign=1.0)[1].min() == pytest.approx(
         0.9826, abs=5e-5

@@ -22,6 +22,7 @@ def written(tmp_path_factory):
     out = tmp_path_factory.mktemp("figures") / "new"
     names: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reproduce_grid, "SEEDS", 4)
         patch.setattr(reproduce_grid_algorithm, "SIZES", (1.0,))
         patch.setattr(reproduce_grid_algorithm, "DENSITIES", (0.6, 1.0))
         paths = reproduce_grid.grid(out, names.append, prosumers=SIZE)
@@ -92,6 +93,32 @@ def test_savings_are_differences_of_bills(written, scenario, nash):
     assert numbers(claim(written, "trading saves")["ours"])[0] == pytest.approx(
         (alone.cost - nash.cost).mean(), abs=0.006
     )
+
+
+def test_who_loses_by_trading(written):
+    """Bills worked out here, trades at c^tr and their multiplier; no limit binds in these communities."""
+    found = rows(written, "trading-losers")
+    assert [(row["community"], row["seed"]) for row in found] == [
+        (name, str(seed)) for name in reproduce_grid.COMMUNITIES for seed in range(4)
+    ]
+    for name, options in reproduce_grid.COMMUNITIES.items():
+        row = rows(written, "trading-losers", community=name, seed="2")[0]
+        scenario = load_scenario(prosumers=12, seed=2, **options)
+        alone, traded = variational_equilibrium(scenario, "no_trade"), variational_equilibrium(scenario)
+        assert (
+            max(np.abs(each.multipliers[key]).max() for each in (alone, traded) for key in ("import", "nodal")) < 1e-6
+        )
+        paid = np.zeros(12)
+        for m, (i, j) in enumerate(scenario.edges):
+            received = traded.schedules.trade[:, i, list(scenario.partner[i]).index(j)]
+            paid[[i, j]] += np.array([1.0, -1.0]) * (traded.multipliers["trade"][:, m] * received).sum()
+        saved = alone.cost - traded.cost - paid
+        assert float(row["least_saved"]) == pytest.approx(saved.min(), abs=1e-5)
+        assert float(row["least_part"]) == pytest.approx((saved / alone.cost).min(), abs=1e-6)
+        assert int(row["losers"]) == (saved < -1e-6).sum()
+        held = claim(written, f"12 {name}: nobody loses")
+        assert int(held["ours"]) == column(rows(written, "trading-losers", community=name), "losers").sum()
+        assert held["holds"] == str(name != "businesses, storage alone")
 
 
 def test_the_operator_takes_tariffs(written, scenario, nash):

@@ -180,7 +180,7 @@ def _benefit(study: Study, out: Path) -> Part:
         _claim("who loses at contract prices", 0, losers, all(_losers(values) == 0 for values in contract),
                f"number of prosumers, in order: {names}"),
         _claim("nobody loses at shadow prices", "", losers, all(_losers(values) == 0 for values in shadow),
-               "trades are then worth their price to both sides; the grid's own price falls for all"),
+               "trades are worth their price to both sides; what they do to the grid's price comes on top"),
     ]  # fmt: skip
     return save(out, "trading-benefit", figure, rows), claims
 
@@ -226,6 +226,43 @@ def _operator(study: Study, out: Path) -> Part:
                "cost of the v-GNE over the least there is; passive bills left out"),
     ]  # fmt: skip
     return save(out, "operator", figure, rows), claims
+
+
+COMMUNITIES: dict[str, Changes] = {
+    "households": {},
+    "businesses": {"scale": "paper", "density": 0.6},
+    "businesses, storage alone": {"scale": "paper", "dispatch_share": 0.0, "storage_share": 1.0,
+                                  "storage_power": 20.0, "passive_level": 0.1},
+}  # fmt: skip
+SEEDS = 100
+
+
+def _losing(study: Study, out: Path) -> Part:
+    """Least saving at shadow prices in many communities of 12: who buys when storage does may lose."""
+    rows: Rows = []
+    for name, options in COMMUNITIES.items():
+        for seed in range(study.seed, study.seed + SEEDS):
+            scenario = load_scenario("ieee37", prosumers=12, seed=seed, **options)
+            alone, traded = variational_equilibrium(scenario, "no_trade"), variational_equilibrium(scenario)
+            saved = bill(scenario, alone) - bill(scenario, traded)
+            part = saved / np.maximum(np.abs(alone.cost), 1e-9)
+            rows.append({"community": name, "seed": seed, "losers": _losers(saved), "least_saved": float(saved.min()),
+                         "least_part": float(part.min()), "saved": float(saved.sum())})  # fmt: skip
+    figure, axes = panels("Who loses by trading at shadow prices", "community, by its least saving",
+                          "least saving [% of the cost alone]")  # fmt: skip
+    claims: Rows = []
+    for name, colour in zip(COMMUNITIES, (BLUE, RED, DARK), strict=True):
+        mine = [row for row in rows if row["community"] == name]
+        losing, least = sum(row["losers"] for row in mine), min(row["least_part"] for row in mine)
+        axes.plot(sorted(100.0 * row["least_part"] for row in mine), color=colour, lw=1.5, label=name)
+        claims.append(
+            _claim(f"12 {name}: nobody loses at shadow prices", "", losing, losing == 0,
+                   f"of {12 * len(mine)} in {len(mine)} communities; least saving {least:.2%} of the cost alone; "
+                   "who buys when storage does, for others, pays more to the grid")
+        )  # fmt: skip
+    axes.axhline(0.0, color=GREY, lw=0.8)
+    legend(axes)
+    return save(out, "trading-losers", figure, rows), claims
 
 
 # --- Tariffs and prices -----------------------------------------------------------------------------------------------
@@ -559,6 +596,7 @@ def _algorithms(study: Study, out: Path) -> Part:
 
 PARTS: dict[str, Callable[[Study, Path], Part]] = {
     "Trading benefit": _benefit,
+    "Who loses by trading": _losing,
     "Operator": _operator,
     "Trade against its prices": _tariffs,
     "Prices over the day": _prices,

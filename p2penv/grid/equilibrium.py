@@ -154,7 +154,17 @@ def potential_program(scenario: Scenario, kind: Kind = "nash") -> Program:
 
 
 def bill(scenario: Scenario, equilibrium: Equilibrium) -> Floats:
-    """:func:`shadow_cost` ``(N,)`` of an equilibrium at its own prices [€]."""
+    """:func:`shadow_cost` ``(N,)`` of an equilibrium at its own prices [€].
+
+    At these prices nobody wants other trades or devices, the others' purchases as they are. Still trading need not be
+    better for everybody than no trade, for it moves the others' purchases and with them the grid's price. A prosumer
+    could still buy p⁰, what it would without trade, so that trading saves it at least
+
+        Σ_h T_s p⁰_h [d_h (σ⁰_h − σ_h) − import_h − nodal_h],
+
+    σ⁰ and σ being the others' purchases without and with trade. Who buys in hours in which others now buy more, to
+    store and sell it later, may lose.
+    """
     return shadow_cost(scenario, equilibrium.schedules, equilibrium.multipliers)
 
 

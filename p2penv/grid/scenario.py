@@ -424,10 +424,10 @@ def load_scenario(
 
     Calibration: prosumers and equipment as :func:`p2penv.grid.profiles.community` says; each at a bus drawn evenly
     from all but the source. The passive load of a bus is ``passive_level`` of its published load times an hourly shape
-    (with all of it only 0.66 MW would be left above 0.95 p.u.), d is ``price_level`` over the passive load of the hour.
-    A line may carry ``line_margin`` times the peak of its passive load and the peaks of the prosumers downstream
-    together; the same goes for the import. So households up to a thousand, and businesses up to about fifty, can all
-    buy their demand from the grid without trading; more businesses need trading, or ``reactive=False``.
+    (with all of it only 0.64 MW more, spread evenly, would leave 0.95 p.u.), d is ``price_level`` over the passive load
+    of the hour. A line may carry ``line_margin`` times the peak of its passive load and the peaks of the prosumers
+    downstream together; the same goes for the import. So households up to a thousand, and businesses up to about
+    fifty, can all buy their demand from the grid without trading; more businesses need trading, or ``reactive=False``.
 
     Args:
         name: one of :func:`scenario_names`, or the path of a ``.toml`` file of that layout.
