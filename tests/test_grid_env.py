@@ -291,8 +291,8 @@ def test_a_day_is_the_written_order_in_plain_python(kind, options, entries):
         )  # fmt: skip
         if wanted is None:
             continue
-        # A cut leaves 1e-12 p.u. of room, which is more in kW.
-        close = 1e-9 if wanted["cut"] == 0.0 else 1e-5
+        # A cut leaves a little room, and bisection stops.
+        close = 1e-9 if wanted["cut"] == 0.0 else 1e-7
         size = case.size
         np.testing.assert_allclose(list(trade.values()), list(wanted["trade"].values()), rtol=1e-12, atol=1e-12)
         for key in ("grid", "net", "charge", "dispatch", "curtailed"):
@@ -509,7 +509,7 @@ def exact_case():
 @pytest.mark.parametrize("trade_price", PRICES[:2])
 @pytest.mark.parametrize("name", KINDS[:3])
 def test_exact_schedules_cost_what_the_solver_says(exact_case, name, trade_price, network, dno):
-    """Through the core to 1e-9, whatever the network does: the limits are kept."""
+    """Through the core, whatever the network does: the limits are kept."""
     env = make_functional(NAME, scenario=exact_case, trade_price=trade_price, network=network, dno=dno)
     wanted, cost, policy = env.solution(name), 0.0, env.policy(name)
     state = start(env, 2)
@@ -524,8 +524,8 @@ def test_exact_schedules_cost_what_the_solver_says(exact_case, name, trade_price
         step = env.step(env.params, state, actions, {})
         cost, state = cost - step.reward, step.state
     size = exact_case.size
-    # Where limits bind the solver's last digits count: a voltage too low by 1e-11 p.u. is cut or charged.
-    np.testing.assert_allclose(cost[:, :size], np.stack([wanted.cost] * 2), rtol=2e-6 if network == "curtail" else 1e-6)
+    # Where limits bind the solver's last digits count: what is too much is cut or charged.
+    np.testing.assert_allclose(cost[:, :size], np.stack([wanted.cost] * 2), rtol=1e-7)
     if env.led:
         tariffs = exact_case.tariff * exact_case.step_hours * np.abs(wanted.schedules.trade).sum()
         np.testing.assert_allclose(cost[:, size], -tariffs, atol=1e-6)

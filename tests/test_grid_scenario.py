@@ -324,3 +324,15 @@ def test_passive_loads_that_are_too_much():
         load_scenario(prosumers=4).replace(line_limit=500.0).check_passive()
     with pytest.raises(ValueError, match="exceed a limit: import at 799 by"):
         load_scenario(prosumers=4, import_max=300.0).check_passive()
+
+
+def test_reactive_power_of_prosumers_is_no_passive_load():
+    """It turns angles back, so that a feeder may carry prosumers' demand and not be left without."""
+    scenario = load_scenario(prosumers=20, scale="paper", power_factor=0.5)
+    alone = rules.passive_state(scenario, slice(None))
+    with_theirs = rules.state_of(scenario, np.zeros((25, 20)), slice(None))
+    between = 0.5 * float(np.abs(alone.angle).max() + np.abs(with_theirs.angle).max())
+    assert np.abs(with_theirs.angle).max() < between
+    with pytest.raises(ValueError, match="the passive loads alone exceed a limit: angle of bus"):
+        scenario.replace(angle_limit=between).check_passive()
+    assert alone.grid_reactive.max() == pytest.approx(0.6 * 1201.0)

@@ -437,7 +437,7 @@ def _apparent(state: rules.NetworkState) -> Floats:
 
 def room_left(scenario: Scenario, share: float) -> Scenario:
     """Line limits that leave prosumers a share of the room above the peaks of the passive loads."""
-    passive = _apparent(rules.state_of(scenario, np.zeros((scenario.hours, scenario.size)))).max(axis=0)
+    passive = _apparent(rules.passive_state(scenario)).max(axis=0)
     return scenario.replace(line_limit=np.maximum(passive + share * (scenario.line_limit - passive), 1e-3))
 
 

@@ -270,7 +270,7 @@ class Grid:
         floor = charge_floor(
             s.storage_min, final, s.storage_power, s.leakage, s.charge_efficiency, s.step_hours, s.hours
         )
-        alone = rules.state_of(market, np.zeros((s.hours + 1, s.size)), np.arange(s.hours + 1))
+        alone = rules.passive_state(market, slice(None))
         largest = np.maximum(np.hypot(alone.active, alone.reactive).max(axis=0), 1e-9)
         scale = np.where(np.isfinite(s.line_limit), s.line_limit, largest)
         hours, slots = s.hours + 1, s.partner.shape
@@ -437,15 +437,12 @@ class Grid:
         market, hour = params.market, self._hour(state.time)
         xp, alone = namespace(state.charge), 0.0 * state.price
         net, flows, cut, unserved = rules.net_demand(planned), planned, alone, 0.0 * planned.grid
-        active, reactive = rules.bus_demand(market, net, hour)
         if self.network == "curtail":
             cut = rules.cut(market, net, hour)
             taken = cut[:, None] * net
             flows = planned._replace(grid=planned.grid - taken)
             unserved, net = xp.maximum(taken, 0.0 * taken), net - taken
-            active = active - taken @ market.location
-            reactive = reactive - cut[:, None] * (market.reactive_demand[hour] @ market.location)
-        network = rules.network_state(market, -active, -(reactive + 0.0 * active))
+        network = self._carried(market, net, 1.0 - cut, hour)
         push, rest = self._pushed(market, net, network)
         tariff, factor = alone + market.tariff, alone + 1.0
         if self.led:
@@ -477,6 +474,12 @@ class Grid:
             factor,
             cost,
         )
+
+    def _carried(self, market: rules.Params, net: Array, served: Array, hour: Any) -> NetworkState:
+        """Flows and voltages for net demands ``(E, n)``, of reactive demand a part ``(E,)``."""
+        active = market.passive_active[hour] + net @ market.location
+        own = served[:, None] * (market.reactive_demand[hour] @ market.location)
+        return rules.network_state(market, -active, -(market.passive_reactive[hour] + own))
 
     def _pushed(self, market: rules.Params, net: Array, network: NetworkState) -> tuple[Array, Array]:
         """What violated limits cost: prosumers ``(E, n)``, and nobody in particular ``(E,)`` [€]."""
@@ -562,8 +565,8 @@ class Grid:
             return {}
         none, hour = 0.0 * state.charge, self._hour(state.time)
         flows = Schedules(none, none, none, none, none, 0.0 * state.trade)
-        network = rules.state_of(params.market, none, hour)
         alone = 0.0 * state.price
+        network = self._carried(params.market, none, alone, hour)
         quiet = Hour(
             flows,
             flows,
@@ -601,9 +604,8 @@ class Grid:
 
     def flows_at(self, net: Floats, hour: int, cut: float = 0.0) -> NetworkState:
         """Flows and voltages for net demands ``(n,)`` of prosumers in an hour, a share α of which is cut already."""
-        market = self.params.market
-        active, reactive = rules.bus_demand(market, net, hour)
-        return rules.network_state(market, -active, cut * (market.reactive_demand[hour] @ market.location) - reactive)
+        found = self._carried(self.params.market, net[None], np.array([1.0 - cut]), hour)
+        return NetworkState(*(each[0] for each in found))
 
     def encode(self, params: Params, time: Array, flows: Schedules, limit: Array) -> Array:
         """Actions ``(E, N, A)`` that ask for flows ``(E, n)`` and trades ``(E, n, K)`` at times ``(E,)``.

@@ -20,8 +20,9 @@ import numpy as np
 from p2penv.core.arrays import Array, clip, namespace, positive, row_sum, safe_divide
 
 Mode = Literal["contract", "bilateral"]
-# Of a limit this part is left when demand is cut, so that rounding exceeds nothing; more in single precision.
-CUT_MARGIN, CUT_DIGITS = 1e-12, 16.0
+# Left of a limit when demand is cut, so that rounding exceeds nothing: so many times what rounding may do to a number
+# of the limit's size and to what is cut.
+CUT_MARGIN = 16.0
 
 
 class Params(NamedTuple):
@@ -371,6 +372,12 @@ def state_of(params: Any, net: Array, hour: Any = None) -> NetworkState:
     return network_state(params, -active, -reactive)
 
 
+def passive_state(params: Any, hour: Any = None) -> NetworkState:
+    """Flows and voltages for the passive loads alone, without prosumers' reactive power either."""
+    params = _params(params)
+    return network_state(params, -at(params.passive_active, hour), -at(params.passive_reactive, hour))
+
+
 def network_fees(params: Params, net: Array, state: NetworkState) -> tuple[Array, Array]:
     """What violated limits cost, charged to the prosumers who push them further.
 
@@ -433,29 +440,28 @@ def cut(params: Params, net: Array, hour: Any = None) -> Array:
     p0, q0, v0, a0 = _flows(params, passive, passive_reactive)
     p1, q1, v1, a1 = _flows(params, demand, reactive + 0.0 * demand)
     b, total = at(params.passive_total, hour), row_sum(net)
-    margin = max(CUT_MARGIN, CUT_DIGITS * float(xp.finfo(total.dtype).eps))
+    bought = (xp.abs(b) + row_sum(xp.abs(net)))[..., None]
+    margin = CUT_MARGIN * float(xp.finfo(total.dtype).eps)
     limited = params.line_limit < xp.inf
-    top = xp.where(limited, params.line_limit, 0.0) * (1.0 - margin)
     # Apparent power of a line: A t² + 2 B t + C ≤ 0 with C ≤ 0.
     square = p1 * p1 + q1 * q1
+    top = positive(xp.where(limited, params.line_limit, 0.0) * (1.0 - margin) - margin * xp.sqrt(square))
     half = p0 * p1 + q0 * q1
     rest = xp.minimum(p0 * p0 + q0 * q0 - top * top, 0.0 * p0)
     root = xp.sqrt(half * half - square * rest)
     part = xp.where(half > 0.0, safe_divide(-rest, half + root), safe_divide(root - half, square))
     parts = [xp.where(limited & (square > 0.0), part, xp.inf)]
-    low, high = params.voltage_min + margin, params.voltage_max - margin
-    widest = params.angle_limit * (1.0 - margin)
-    slack = margin * xp.abs(b)
-    for slope, room in (
-        (-v1, v0 + (1.0 - low)),
-        (v1, (high - 1.0) - v0),
-        (a1, widest - a0),
-        (-a1, widest + a0),
-        (total[..., None], (params.import_max - slack - b + 0.0 * total)[..., None]),
-        (-total[..., None], (b - slack - params.import_min + 0.0 * total)[..., None]),
+    for slope, room, size in (
+        (-v1, v0 + (1.0 - params.voltage_min), 0.125),  # of 1 p.u., whose rounding alone counts beside v1
+        (v1, (params.voltage_max - 1.0) - v0, 0.125),
+        (a1, params.angle_limit - a0, params.angle_limit),
+        (-a1, params.angle_limit + a0, params.angle_limit),
+        (total[..., None], (params.import_max - b + 0.0 * total)[..., None], bought),
+        (-total[..., None], (b - params.import_min + 0.0 * total)[..., None], bought),
     ):
         steep = xp.where(slope > 0.0, slope, 1.0)
-        parts.append(xp.where(slope > 0.0, positive(room) / steep, xp.inf))
+        left = positive(room - margin * (size + xp.abs(slope)))
+        parts.append(xp.where(slope > 0.0, left / steep, xp.inf))
     least = xp.min(
         xp.concat([xp.broadcast_to(each, (*total.shape, each.shape[-1])) for each in parts], axis=-1), axis=-1
     )

@@ -341,7 +341,7 @@ class Scenario:
         Raises:
             ValueError: names limit, hour, place and by how much.
         """
-        state = rules.state_of(self.params, np.zeros((self.hours + 1, self.size)), slice(None))
+        state = rules.passive_state(self.params, slice(None))
         places: tuple[tuple[str, Any, Any, str], ...] = (
             ("line", state.line_excess, self.feeder.lines, "kVA"),
             ("voltage of bus", state.voltage_excess, self.feeder.buses, "p.u."),
