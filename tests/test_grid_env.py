@@ -973,6 +973,17 @@ def test_jax_and_torch_play_the_same_hours(trade_price, network):
             state = found.state
 
 
+def test_a_compiled_rollout_of_the_equilibrium_costs_what_the_solver_says():
+    jax = pytest.importorskip("jax")
+    from p2penv.faces.jax import MarketJaxEnv
+
+    env = make_functional(NAME, scenario=short(Scenario.random(4, 1), 6, first=8), dno="agent", forecast=1)
+    face, policy = MarketJaxEnv(env, num_envs=3), env.policy("vgne")
+    rollout = jax.jit(lambda key, params: face.rollout(key, policy, 6, params)[1])
+    cost = -np.asarray(rollout(jax.random.key(0), face.params)).sum(axis=0)
+    np.testing.assert_allclose(cost[:, :4], np.stack([env.solution("vgne").cost] * 3), rtol=1e-5)
+
+
 def test_an_environment_survives_pickling():
     env = make_functional(NAME, scenario=short(Scenario.random(4, 0), 3), dno="agent", forecast=1)
     env.policy("vgne")

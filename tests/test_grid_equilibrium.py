@@ -201,6 +201,18 @@ def test_slack_limits(seed):
     assert_same(s, found, solved(model(s)), "nash")
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_another_solver_finds_the_same_costs(kind):
+    """OSQP, by operator splitting, where Clarabel and the tests above go by interior points."""
+    s = small(1, hours=6, line_limit=np.inf)
+    m = model(s, kind)
+    m.problem.solve(solver="OSQP", eps_abs=1e-7, eps_rel=1e-7, max_iter=200_000)
+    assert m.problem.status == "optimal"
+    found = variational_equilibrium(s, kind)
+    assert found.potential == pytest.approx(m.problem.value, rel=1e-5)
+    np.testing.assert_allclose(found.schedules.grid.sum(axis=1), m.grid.value.sum(axis=1), atol=0.05)
+
+
 @pytest.mark.parametrize("names", [("import",), ("voltage",), ("line",)])
 @pytest.mark.parametrize("seed", SEEDS)
 def test_binding_limits(seed, names):
