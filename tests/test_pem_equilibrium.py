@@ -209,6 +209,37 @@ def test_best_misreport_is_no_worse_than_a_dense_grid(seed, pricing, response):
         assert case.payoffs(found.scale[None])[0] - case.payoff(told) == pytest.approx(found.gain, abs=1e-8)
 
 
+@pytest.mark.parametrize("pricing", PRICINGS)
+def test_best_misreport_is_certified_where_demand_meets_a_flat_supply(pricing):
+    """Sellers saturate together and buyers want just what they have then: rounding alone says which side is longer."""
+    rng = np.random.default_rng(9)
+    tried = 0
+    for _ in range(12):
+        sellers, buyers = int(rng.integers(1, 5)), int(rng.integers(1, 4))
+        capacity = rng.uniform(1.0, 6.0, sellers)
+        k = capacity * rng.choice([85.0, 90.0, 95.5, 100.0], sellers)
+        full = rng.choice([98.0, 102.04, 106.0], sellers)
+        most = np.maximum(capacity - k / full, 1e-3)
+        demand = np.clip(capacity - k / rng.choice(full), 0.0, most).sum() * rng.dirichlet(np.ones(buyers))
+        if demand.min() < 1e-6:
+            continue
+        homes = Homes(
+            np.r_[k, np.full(buyers, 100.0)],
+            np.r_[capacity, np.full(buyers, 2.0)],
+            np.r_[most, np.zeros(buyers)],
+            np.r_[most * rng.uniform(0.1, 1.0, sellers), -demand],
+        )
+        truth = settlement.truthful(homes)
+        for agent, fields in ((0, ("preference",)), (0, ("capacity",)), (sellers, ("demand",))):
+            found = best_misreport(homes, agent, truth, PRICES, fields, pricing, cap=1.0, tolerance=1e-3)
+            assert found.bound - found.gain <= 1e-3 + 1e-9
+            case = Case.of(homes, agent, truth, PRICES, pricing, "best")._replace(fields=fields)
+            marks = np.r_[np.exp(np.linspace(-1.0, 1.0, 2001)), np.nextafter(1.0, [0.0, 2.0])][:, None]
+            assert (case.payoffs(marks) - case.payoff(truth)).max() <= found.bound + 1e-9
+            tried += 1
+    assert tried >= 18
+
+
 def test_exploitability_of_many_windows():
     _, homes, told, _ = random_case(3)
     batch = [np.stack([each, each]) for each in (*homes, *told)]

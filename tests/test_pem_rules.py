@@ -1,5 +1,7 @@
 """Pricing and settlement of the private energy market: hand-worked cases, dense grids, other namespaces, balance."""
 
+import time
+
 import array_api_compat.torch
 import jax
 import numpy as np
@@ -130,6 +132,57 @@ def test_exact_price_is_never_worse_than_a_grid():
         own = saved(each, demand, np.atleast_1d(found.price))[0] if found.case != NO_MARKET else 0.0
         assert own == pytest.approx(float(found.saving), rel=1e-10, abs=1e-10)
     assert general > 1000
+
+
+def test_coinciding_breakpoints_and_demand_at_a_flat_supply():
+    """Sellers that start or saturate together or at p_l, p_h, and demand that is supply at such a price, or next to it.
+
+    There sums cancel, so that rounding alone says on which side of demand a flat supply is.
+    """
+    rng = np.random.default_rng(6)
+    grid = np.linspace(PRICES.low, PRICES.high, 2001)
+    met = {GENERAL: 0, EXTREME: 0}
+    for trial in range(1500):
+        size = int(rng.integers(1, 9))
+        capacity = rng.uniform(0.5, 6.0, size)
+        k = capacity * rng.choice([85.0, 90.0, 95.5, 100.0, 105.0, 110.0], size)
+        full = rng.choice([90.0, 98.0, 102.04, 106.0, 110.0, 130.0, np.inf], size)
+        each = Offers(k, capacity, np.maximum(capacity - k / full, 0.0) * (rng.random(size) < 0.8))
+        price = min(rng.choice(np.concatenate([k / capacity, full])), 150.0)
+        demand = rng.permutation(np.clip(capacity - k / price, 0.0, each.most)).sum()
+        if rng.random() < 0.3:
+            demand = np.nextafter(demand, rng.choice([0.0, np.inf]))
+        if demand <= 0.0:
+            continue
+        found = rules.exact_price(each, np.array(demand), PRICES)
+        best = saved(each, demand, grid).max()
+        assert best - 1e-9 <= found.saving <= best + 0.01 * (k.sum() * 30.0 / 8100.0 + demand), trial
+        if found.case == NO_MARKET:
+            continue
+        assert saved(each, demand, found.price[None])[0] == pytest.approx(float(found.saving), abs=1e-9), trial
+        met[int(found.case)] += 1
+        if found.case == EXTREME:
+            average = float(rules.extreme_price(each, np.array(demand), PRICES))
+            supply = np.clip(capacity - k / average, 0.0, each.most).sum()
+            assert (average - 80.0) * supply == pytest.approx(10.0 * demand, abs=1e-7), trial
+    assert met[GENERAL] > 700
+    assert met[EXTREME] > 40
+
+
+def test_one_sort_prices_many_sellers():
+    """Sixteen times the sellers take at most fifty times as long, 256 if time were quadratic, and no n x n memory."""
+
+    def spent(size):
+        each, demand = random_offers(np.random.default_rng(7), size), np.array(3.0 * size)
+        rules.exact_price(each, demand, PRICES)
+        marks = []
+        for _ in range(3):
+            begun = time.process_time()
+            rules.exact_price(each, demand, PRICES)
+            marks.append(time.process_time() - begun)
+        return min(marks)
+
+    assert spent(2**17) < 50.0 * spent(2**13)
 
 
 def test_extreme_price_is_the_root_found_by_bracketing():

@@ -201,14 +201,16 @@ class Case(NamedTuple):
         index = np.searchsorted(table.points, pieces[0], side="right")
         sides = [self._pieces(each, pieces, table.level[index], table.scale[index]) for each in ends]
         low, high = (pick(*(side.price for side in sides)) for pick in (np.minimum, np.maximum))
+        # At an end of the box where the piece is out of reach its price says nothing.
+        start = np.minimum(*(side.start for side in sides))
+        low = np.maximum(low, np.minimum(start, prices.high))
+        high = np.maximum(high, low)
         # The most the leader can save on each piece, whichever end of the report favours it.
         demand = np.maximum(*(side.demand for side in sides))
         reach = np.maximum(*(side.level for side in sides)) - np.minimum(*(side.scale for side in sides)) / high
         most = (prices.retail - low) * np.clip(reach, 0.0, demand)
         alive = most >= saving[:, None] - ROUNDING * (1.0 + prices.retail * demand)
-        alive &= np.minimum(*(side.start for side in sides)) <= np.maximum(*(side.stop for side in sides)) * (
-            1 + ROUNDING
-        )
+        alive &= start <= np.maximum(*(side.stop for side in sides)) * (1 + ROUNDING)
         box, which = np.nonzero(alive)
         return [_branch(box, GENERAL, (low[box, which], high[box, which]))]
 
@@ -232,9 +234,10 @@ class Case(NamedTuple):
                 strict=True,
             )
         )
-        # Never above the price at which supply covers demand.
+        # Never above the price at which supply covers demand; where it is flat at demand, rounding must not decide.
         spare = level - demand[:, None]
-        stop = np.minimum(stop, np.where(spare > 0.0, scale / np.where(spare > 0.0, spare, 1.0), np.inf))
+        over = spare > ROUNDING * (1.0 + level)
+        stop = np.minimum(stop, np.where(over, scale / np.where(over, spare, 1.0), np.inf))
         root = np.sqrt(self.prices.retail * np.maximum(scale, 0.0) / np.where(level > 0.0, level, np.inf))
         price = np.maximum(np.minimum(np.maximum(root, start), stop), self.prices.low)
         return _Pieces(level, scale, start, stop, price, demand[:, None])

@@ -102,8 +102,20 @@ def clearing_price(table: Curve, demand: Array) -> Array:
     piece = xp.sum(xp.astype(table.supply < demand[..., None], xp.int32), axis=-1)[..., None]
     missing = gather(table.level, piece) - demand[..., None]
     price = gather(table.scale, piece) / xp.where(missing > 0.0, missing, 1.0)
-    price = xp.where(missing > 0.0, price, xp.inf)[..., 0]
+    price = _within(table, piece, xp.where(missing > 0.0, price, xp.inf))
     return xp.where(demand > 0.0, price, 0.0 * demand)
+
+
+def _within(table: Curve, piece: Array, price: Array) -> Array:
+    """Prices ``(..., 1)`` of pieces, kept between their ends ``(...)``.
+
+    Where supply is flat what is left of a sum that cancels decides the quotient: it may be anywhere.
+    """
+    xp = namespace(price, table.points)
+    last = table.points.shape[-1] - 1
+    start = xp.where(piece > 0, gather(table.points, clip(piece - 1, 0 * piece, 0 * piece + last)), 0.0)
+    stop = xp.where(piece <= last, gather(table.points, clip(piece, 0 * piece, 0 * piece + last)), xp.inf)
+    return clip(price, start, stop)[..., 0]
 
 
 def _case(table: Curve, demand: Array, prices: Prices) -> tuple[Array, Array]:
@@ -170,7 +182,7 @@ def extreme_price(offers: Offers, demand: Array, prices: Prices, table: Curve | 
     level, scale = gather(table.level, piece), gather(table.scale, piece)
     middle = level * pb[..., None] + scale + target
     inside = xp.maximum(middle * middle - 4.0 * level * pb[..., None] * scale, 0.0 * middle)
-    root = safe_divide(0.5 * (middle + xp.sqrt(inside)), level)[..., 0]
+    root = _within(table, piece, safe_divide(0.5 * (middle + xp.sqrt(inside)), level))
     return xp.where(supply_at(table, low) >= demand, clip(root, pb, low), low)
 
 
