@@ -483,9 +483,10 @@ def test_storage_lowers_the_peak_of_the_import_where_it_pays():
         gain = (worth.max(axis=0) / worth.min(axis=0)).max() * s.charge_efficiency[0] * s.discharge_efficiency[0]
         if abs(gain - 1.0) > 1e-3:  # seed 4 is at the edge
             assert (found.schedules.discharge.sum() > 1.0) == (gain > 1.0)
-        assert peak <= before * (1.0 + 1e-6)
         if peak < 0.985 * before:
             lowered.append(seed)
+        else:
+            assert peak == pytest.approx(before, rel=1e-3)
     assert lowered == [0, 1, 2, 3, 6, 7, 8]
 
 

@@ -77,7 +77,7 @@ def iterations(found: dict[str, list[Trial]], out: Path) -> tuple[list[Path], Ro
                     }
                 )
     figure, *axes = panels("Iterations and time against the number of prosumers", "prosumers", "iterations",
-                           "seconds per prosumer")  # fmt: skip
+                           "seconds per\nprosumer")  # fmt: skip
     for name, colour in zip(SOLVERS, (BLUE, RED), strict=True):
         part = [row for row in rows if row["algorithm"] == name and row["against"] == "prosumers"]
         for panel, key in zip(axes, ("iterations", "seconds_per_prosumer"), strict=True):
@@ -89,7 +89,7 @@ def iterations(found: dict[str, list[Trial]], out: Path) -> tuple[list[Path], Ro
     legend(axes[0])
     paths = save(out, "iterations-prosumers", figure, rows)
     figure, *axes = panels("Iterations and time against the density of trade", "part of all pairs that trade",
-                           "iterations", "seconds per prosumer")  # fmt: skip
+                           "iterations", "seconds per\nprosumer")  # fmt: skip
     for name, colour in zip(SOLVERS, (BLUE, RED), strict=True):
         part = [row for row in rows if row["algorithm"] == name and row["against"] == "density"]
         for panel, key in zip(axes, ("iterations", "seconds_per_prosumer"), strict=True):

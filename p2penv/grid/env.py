@@ -144,6 +144,7 @@ class Grid:
     businesses, by 2 to 11 %; on the other three it leaves it as it is.
 
     ## Network
+    Flows and voltages are linear, without losses; ``p2penv.grid.feeder`` says how far an AC power flow is from them.
     ``network="price"``: every violated limit costs its price times what exceeds it, split over those who push it; the
     operator pays where nobody does. ``"curtail"``: one common share α of every prosumer's net demand is not served, so
     that all limits hold; trades stand, the grid takes the difference, and what is not served costs ``lost_load``.
