@@ -63,7 +63,7 @@ def scalar(values: Array) -> Array:
 
 def vector(values: Array) -> Array:
     """An array of one for a NumPy scalar, undoing :func:`scalar`; other arrays as they are."""
-    return values.reshape(1) if isinstance(values, np.generic) else values
+    return values[None] if isinstance(values, np.generic) else values
 
 
 def column(values: Array, rows: Array) -> Array:

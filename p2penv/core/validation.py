@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+_ONE = np.array(1.0, np.float32)  # to compare with an array takes half the time of a number
+
 
 def number(name: str, value: Any, low: float = -np.inf, high: float = np.inf, *, open_low: bool = False) -> float:
     """``value`` as a finite float in ``[low, high]`` (``(low, high]`` with ``open_low``)."""
@@ -112,7 +114,7 @@ def actions(
     if values.shape != shape:
         raise ValueError(f"actions must have shape {shape}, got {values.shape}")
     # Counting is the cheapest test, and NaN fails it; details are worked out only for the message.
-    if np.count_nonzero(np.abs(values) <= 1.0) != values.size:
+    if np.count_nonzero(np.abs(values) <= _ONE) != values.size:
         index = tuple(int(i) for i in np.argwhere(~(np.abs(values) <= 1.0))[0])
         entry = names[index[-1]] if names else str(index[-1])
         where = f" in environment {index[0]}" if len(index) > 2 and len(values) > 1 else ""

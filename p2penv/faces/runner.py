@@ -91,7 +91,7 @@ class Runner:
             actions = np.clip(actions, -1.0, 1.0)
         else:
             validation.actions(actions, self.shape, self.agents, self.env.action_names)
-        return np.ascontiguousarray(actions.T, self.dtype).T
+        return actions.astype(self.dtype, order="F", copy=False)
 
     def step(self, actions: Floats) -> Step:
         """Play checked actions ``(E, N, A)``; no autoreset."""
