@@ -665,6 +665,15 @@ def test_the_operator_sets_tariff_and_fee():
     np.testing.assert_equal([row[2] for row in play(env, changed)], [row[2] for row in play(env, actions)])
 
 
+def test_the_operator_may_keep_any_tariff_of_the_scenario():
+    for tariff, most in ((0.01, 0.11), (0.2, 0.2), (0.0, 0.11)):
+        for dno in OPERATORS:
+            env = make_functional(NAME, prosumers=3, tariff=tariff, dno=dno)
+            assert (env.tariff_max, env.fee_max) == (most, 2.0)
+    plan = make_functional(NAME, prosumers=3, tariff=0.2, dno="agent").policy("vgne").plan
+    np.testing.assert_allclose(plan[:, -1, :2], [[1.0, 0.0]] * 24)
+
+
 def test_empty_slots_mean_nothing():
     case = community("slack", 6, 0)
     env = make_functional(NAME, scenario=case)
@@ -1043,8 +1052,11 @@ def test_factories_and_registries():
         ({"network": "none"}, "network must be one of 'price', 'curtail'; got 'none'"),
         ({"dno": "nobody"}, "dno must be one of 'rule', 'agent'; got 'nobody'"),
         ({"infos": "all"}, "infos must be one of 'full', 'network', 'none'; got 'all'"),
-        ({"tariff_max": 0.001}, "tariff_max must be finite and >= 0.01, got 0.001"),
-        ({"fee_max": 0.5}, "fee_max must be finite and >= 1, got 0.5"),
+        ({"dno": "agent", "tariff_max": 0.001}, "tariff_max must be finite and >= 0.01, got 0.001"),
+        ({"dno": "agent", "tariff": 0.0, "tariff_max": 0.0}, "tariff_max must be finite and > 0, got 0.0"),
+        ({"dno": "agent", "fee_max": 0.5}, "fee_max must be finite and >= 1, got 0.5"),
+        ({"tariff_max": 0.2}, "tariff_max is for an operator that plays; dno is 'rule'"),
+        ({"fee_max": 3.0}, "fee_max is for an operator that plays; dno is 'rule'"),
         ({"limit_price": 0.0}, "limit_price must be finite and > 0, got 0.0"),
         ({"forecast": -1}, r"forecast must be in \[0, 24\], got -1.0"),
         ({"forecast": 25}, r"forecast must be in \[0, 24\], got 25.0"),

@@ -15,8 +15,9 @@ from p2penv.core import validation
 from p2penv.core.arrays import Array, clip, namespace, row_max, row_sum, safe_divide
 from p2penv.core.contract import Draw, Noise, Policy, Role, Step
 from p2penv.core.params import cast, freeze
-from p2penv.grid import rules
+from p2penv.grid import measures, rules
 from p2penv.grid.feasible import absorb, backed, charge_floor
+from p2penv.grid.observations import Observer
 from p2penv.grid.rules import NetworkState, Schedules
 from p2penv.grid.scenario import Scenario, load_scenario
 
@@ -29,13 +30,6 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float64]
 OWN = ("dispatch", "storage", "curtailment", "limit_price")
 TRADE_PRICES = ("contract", "bilateral", "shadow")
-
-
-# Limits that nothing reaches.
-WIDE = {
-    "line_limit": np.inf, "import_min": -1e12, "import_max": np.inf, "voltage_min": 1e-6, "voltage_max": 1e6,
-    "angle_limit": 1e6,
-}  # fmt: skip
 
 
 class Params(NamedTuple):
@@ -170,8 +164,9 @@ class Grid:
             of the equilibrium: of the trade, and nodal and import prices beside it (needs the ``grid`` extra).
         network: ``"price"`` or ``"curtail"``.
         dno: ``"rule"``, tariff of the scenario and fees as they are; or ``"agent"``.
-        tariff_max: of the operator's action [€/kWh].
-        fee_max: of the operator's action, ≥ 1.
+        tariff_max: of the operator's action, at least the scenario's tariff, which counts if it is above the 0.11 by
+            default [€/kWh].
+        fee_max: of the operator's action, ≥ 1; by default 2.
         limit_price: highest limit price [€/kWh]; by default twice the largest grid price without trade.
         forecast: hours ahead, at most all; 0 for no forecasts.
         forecast_error: relative standard deviation of forecasts, ≥ 0.
@@ -203,8 +198,8 @@ class Grid:
         trade_price: Literal["contract", "bilateral", "shadow"] = "contract",
         network: Literal["price", "curtail"] = "price",
         dno: Literal["rule", "agent"] = "rule",
-        tariff_max: float = 0.11,
-        fee_max: float = 2.0,
+        tariff_max: float | None = None,
+        fee_max: float | None = None,
         limit_price: float | None = None,
         forecast: int = 0,
         forecast_error: float = 0.1,
@@ -226,8 +221,7 @@ class Grid:
         if self.network == "curtail":
             scenario.check_passive()
         self.led = validation.choice("dno", dno, ("rule", "agent")) == "agent"
-        self.tariff_max = validation.number("tariff_max", tariff_max, scenario.tariff)
-        self.fee_max = validation.number("fee_max", fee_max, 1.0)
+        self.tariff_max, self.fee_max = self._ranges(tariff_max, fee_max)
         highest = float((scenario.grid_slope * (scenario.params.passive_total + scenario.demand.sum(axis=1))).max())
         limit_price = 2.0 * highest if limit_price is None else limit_price
         self.limit_price = validation.number("limit_price", limit_price, 0.0, open_low=True)
@@ -250,7 +244,27 @@ class Grid:
         self.initial_noise: Mapping[str, Draw] = errors
         self.noise: Mapping[str, Draw] = errors
         self.info_axes: Mapping[str, Literal["env", "agent"]] = self._info_axes()
-        self._set_scales()
+        operator = (self.tariff_max, self.fee_max) if self.led else None
+        self._observer = Observer(scenario, self.limit_price, self.forecast, self.forecast_error, operator)
+        self.context: Array = self._observer.context
+        self.features: tuple[str, ...] = self._observer.features
+        # A day's bill at the price without trade.
+        usual = float((scenario.grid_slope * scenario.passive_total)[: self.horizon].mean())
+        stakes = scenario.step_hours * usual * scenario.demand[: self.horizon].mean(axis=0) + 1e-9
+        self.reward_scale: Array = np.append(stakes, stakes.sum()) if self.led else stakes
+
+    def _ranges(self, tariff_max: float | None, fee_max: float | None) -> tuple[float, float]:
+        """Ranges of the operator's action."""
+        if not self.led:
+            for name, value in (("tariff_max", tariff_max), ("fee_max", fee_max)):
+                if value is not None:
+                    raise ValueError(f"{name} is for an operator that plays; dno is 'rule'")
+        least = self.scenario.tariff
+        tariff = max(0.11, least) if tariff_max is None else tariff_max
+        return (
+            validation.number("tariff_max", tariff, least, open_low=least == 0.0),
+            validation.number("fee_max", 2.0 if fee_max is None else fee_max, 1.0),
+        )
 
     def _info_axes(self) -> dict[str, Literal["env", "agent"]]:
         if self.infos == "none":
@@ -293,83 +307,10 @@ class Grid:
         """``params`` in a namespace and dtype, float64 by default."""
         return self.params if xp is np and dtype in (None, np.float64) else cast(self.params, xp, dtype)
 
-    def _set_scales(self) -> None:
-        """Constant features, and the public ranges of the changing ones."""
-        s, market = self.scenario, self.params.market
-        tiny = 1e-9
-        self._demand = 1.0 / max(float(s.demand.max()), tiny)
-        self._solar = 1.0 / max(float(s.solar.max()), tiny)
-        self._slope = 1.0 / max(float(s.grid_slope.max()), tiny)
-        self._passive = 1.0 / max(float(market.passive_total.max()), tiny)
-        self._usual_price = float((s.grid_slope * market.passive_total)[: s.hours].mean())
-        self._imported = 1.0 / max(float((market.passive_total + s.demand.sum(axis=1)).max()), tiny)
-        distance = np.diag(market.R)[s.bus]
-        own = {
-            "dispatch_max": s.dispatch_max,
-            "dispatch_linear": s.dispatch_linear * (s.dispatch_max > 0.0),
-            "dispatch_quadratic": s.dispatch_quadratic * (s.dispatch_max > 0.0),
-            "storage_power": s.storage_power,
-            "storage_min": s.storage_min,
-            "storage_max": s.storage_max,
-            "resistance": distance,
-        }
-        columns = [values / max(float(values.max()), tiny) for values in map(np.asarray, own.values())]
-        slots = market.trade_max
-        columns += list((slots / max(float(slots.max(initial=0.0)), tiny)).T)
-        names = [*own, *(f"trade_max_{slot}" for slot in range(slots.shape[1]))]
-        context = np.stack(columns, axis=1)
-        self.context: Array = np.concatenate([context, 0.0 * context[:1]]) if self.led else context
-        changing = ["demand", "solar", "charge", *(f"proposal_{slot}" for slot in range(slots.shape[1]))]
-        changing += [*(f"last_trade_{slot}" for slot in range(slots.shape[1])), "slope", "passive", "sine", "cosine"]
-        changing += ["last_price", "last_import"]
-        if self.forecast:
-            changing += ["forecast_demand", "forecast_solar"]
-        if self.led:
-            changing += ["tariff", "fee_factor"]
-            changing += [*(f"loading_{s.feeder.buses[bus]}" for bus in s.feeder.fed)]
-            changing += [*(f"voltage_{bus}" for bus in s.feeder.buses)]
-        self.features: tuple[str, ...] = (*names, *changing)
-        # A day's bill at the price without trade, hour by hour.
-        stakes = s.step_hours * self._usual_price * s.demand[: self.horizon].mean(axis=0) + tiny
-        self.reward_scale: Array = np.append(stakes, stakes.sum()) if self.led else stakes
-
     def observe(self, params: Params, state: State) -> tuple[Array, ...]:
         """Own power and charge, partners' proposals, last trades, price and imports; all in [−1, 1]."""
-        xp, market = namespace(state.charge), params.market
-        none = 0.0 * state.charge
-        hour, alone = self._hour(state.time), 0.0 * state.price
-        demand, solar = none + market.demand[hour], none + market.solar[hour]
-        slope, passive = alone + market.grid_slope[hour], alone + market.passive_total[hour]
-        angle = (2.0 * np.pi / 24.0) * market.step_hours * state.time
-        slots = market.partner.shape[1]
-        offered = rules.exchange(market, state.proposal) * market.slots
-        traded = safe_divide(state.trade, market.trade_max + 0.0 * state.trade)
-        own = [demand * self._demand, solar * self._solar, safe_divide(state.charge, market.storage_max + none)]
-        own += [offered[..., slot] for slot in range(slots)] + [traded[..., slot] for slot in range(slots)]
-        public = [slope * self._slope, passive * self._passive, xp.sin(angle), xp.cos(angle)]
-        public += [2.0 * state.price / self.limit_price - 1.0, state.imported * self._imported]
-        ahead: list[Array] = []
-        if self.forecast:
-            later = self._hour(state.time + self.forecast)
-            profiles = ((market.demand, self._demand), (market.solar, self._solar))
-            for index, (profile, scale) in enumerate(profiles):
-                error = 1.0 + self.forecast_error * state.forecast[..., index]
-                ahead.append(profile[later] * error * scale)
-        one = none + 1.0
-        if not self.led:
-            every = (*own, *(value[:, None] + none for value in public), *ahead)
-            return tuple(clip(value, -one, one) for value in every)
-        # The operator's column: what is public, and its network instead of private data.
-        zero = none[:, :1]
-        seen = [state.tariff / self.tariff_max, state.factor / self.fee_max]
-        joint = [xp.concat([value, zero], axis=-1) for value in own]
-        joint += [xp.concat([value[:, None] + none, value[:, None]], axis=-1) for value in public]
-        joint += [xp.concat([value, zero], axis=-1) for value in ahead]
-        joint += [xp.concat([value[:, None] + none, value[:, None]], axis=-1) for value in seen]
-        for values in (state.loading, state.voltage):
-            joint += [xp.concat([none, values[:, place : place + 1]], axis=-1) for place in range(values.shape[1])]
-        unit = xp.concat([one, one[:, :1]], axis=-1)
-        return tuple(clip(value, -unit, unit) for value in joint)
+        later = self._hour(state.time + self.forecast) if self.forecast else None
+        return self._observer.observe(params.market, state, self._hour(state.time), later)
 
     def _hour(self, time: Array) -> Array:
         """Rows of profiles for times ``(E,)``, the last one from the end on; one number where all are the same."""
@@ -660,18 +601,6 @@ class Grid:
             self._solutions[name] = variational_equilibrium(self.scenario, KINDS[name])
         return self._solutions[name]
 
-    def _nearest(self, name: str) -> Equilibrium:
-        """The solver's result, without limits of the network where no schedules keep them."""
-        from p2penv.grid.equilibrium import InfeasibleError, variational_equilibrium
-        from p2penv.grid.policies import KINDS
-
-        try:
-            return self.solution(name)
-        except InfeasibleError:
-            if name not in self._loose:
-                self._loose[name] = variational_equilibrium(self.scenario.replace(**WIDE), KINDS[name])
-            return self._loose[name]
-
     def assess(self, params: Params, state: State, actions: Array) -> dict[str, Array]:
         """Exact measures of whole days: leaves of ``state`` ``(H, E, …)``, actions ``(H, E, N, A)`` [€].
 
@@ -683,64 +612,7 @@ class Grid:
         mean distance of purchases from the grid to the equilibrium's, and ``trade_distance``, that of net trades [kW].
         Where no schedules keep all limits, ``nearest`` says that one without them stands in, and pays its fees.
         """
-        from p2penv.grid.equilibrium import competitive_gain, exploitability
-
-        played = [
-            self.play(params, type(state)(*(leaf[time] for leaf in state)), joint) for time, joint in enumerate(actions)
-        ]
-        envs, size = actions.shape[1], self.scenario.size
-        measures = self._measured("", played)
-        for key, name in (("_truthful", "no_trade"), ("_equilibrium", "vgne"), ("_coordinated", "social_optimum")):
-            measures |= {field + key: np.repeat(cost, envs, axis=0) for field, cost in self._day(name).items()}
-        gain, competitive = np.zeros((envs, size)), np.zeros((envs, size))
-        grid, trade = np.zeros((envs, size)), np.zeros((envs, size))
-        found = self._nearest("vgne")
-        exact = found.schedules
-        leaves = [np.stack(leaf, axis=1) for leaf in zip(*(hour.planned for hour in played), strict=True)]
-        for each in range(envs):
-            day = Schedules(*(np.asarray(leaf[each], np.float64) for leaf in leaves))
-            gain[each] = np.maximum(exploitability(self.scenario, day), 0.0)
-            competitive[each] = competitive_gain(self.scenario, day, found.multipliers)
-            grid[each] = abs(day.grid - exact.grid).mean(axis=0)
-            trade[each] = abs(day.trade.sum(axis=-1) - exact.trade.sum(axis=-1)).mean(axis=0)
-        if self.led:
-            more = [
-                (self.tariff_max - hour.tariff) * self.scenario.step_hours * abs(hour.flows.trade).sum(axis=(1, 2))
-                + (self.fee_max - hour.factor) * hour.push.sum(axis=1)
-                for hour in played
-            ]
-            gain = np.concatenate([gain, np.sum(more, axis=0)[:, None]], axis=1)
-            competitive, grid, trade = (
-                np.concatenate([each, 0.0 * each[:, :1]], axis=1) for each in (competitive, grid, trade)
-            )
-        return measures | {
-            "exploitability": gain,
-            "nearest": np.full(envs, bool(self._loose)),
-            "competitive_gain": competitive,
-            "grid_distance": grid,
-            "trade_distance": trade,
-        }
-
-    def _measured(self, key: str, played: list[Hour]) -> dict[str, Array]:
-        """Costs of days given hour by hour."""
-        cost = np.sum([hour.cost for hour in played], axis=0)
-        social = {f"social_cost{key}": cost.sum(axis=1)}
-        if self.led:
-            cost = np.concatenate([cost, -np.sum([hour.operator for hour in played], axis=0)[:, None]], axis=1)
-        return {f"cost{key}": cost} | social
-
-    def _day(self, name: str) -> dict[str, Floats]:
-        """Costs ``(1, N)`` of a policy's day, worked out once."""
-        if name not in self._days:
-            policy, played = self.follow(self._nearest(name).schedules), []
-            noise = {key: np.zeros((1, *draw.shape)) for key, draw in self.noise.items()}
-            state = self.initial(self.params, noise, 1)
-            for _ in range(self.horizon):
-                actions = policy.act(self.params, None, state, {})
-                played.append(self.play(self.params, state, actions))
-                state = self.step(self.params, state, actions, noise).state
-            self._days[name] = self._measured("", played)
-        return self._days[name]
+        return measures.assess(self, params, state, actions)
 
     def render(self, state: State, info: Mapping[str, Array]) -> Figure:
         """Picture of environment 0; needs the ``render`` extra."""
