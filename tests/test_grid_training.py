@@ -2,6 +2,7 @@
 
 import csv
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -62,6 +63,16 @@ def test_a_day_without_solution_is_one_clear_error():
         assert result.exit_code == 2, result.output
         assert "no schedules of 'ieee37-households-4-3'" in result.output
         assert "the line limit (16a) of line 799-701" in result.output
+
+
+def test_a_missing_solver_is_one_clear_error(monkeypatch):
+    monkeypatch.setitem(sys.modules, "clarabel", None)
+    for verb in (("solve",), ("evaluate", "--policy", "greedy"), ("train", "--steps", "1000"), ("reproduce",),
+                 ("evaluate", "-o", "trade_price=shadow")):  # fmt: skip
+        options = [] if verb[0] == "reproduce" else OPTIONS
+        result = CliRunner().invoke(app, [verb[0], "grid", *verb[1:], *options], env={"COLUMNS": "200"})
+        assert result.exit_code == 2, (verb, result.output)
+        assert 'need Clarabel: pip install "p2penv[grid]"' in result.output
 
 
 def test_averages_fit_the_console(capsys):

@@ -121,7 +121,7 @@ def _file(path: Path | None, value: Any) -> None:
 def _env(market: str, options: dict[str, Any]) -> MarketEnv:
     try:
         return p2penv.make_functional(_market(market), **options)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, ImportError) as error:
         raise typer.BadParameter(str(error)) from None
 
 
@@ -216,7 +216,7 @@ def train(
         trainer.train(config, name, console)
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
-    except (FileNotFoundError, ValueError, TypeError) as error:
+    except (FileNotFoundError, ValueError, TypeError, ImportError) as error:
         raise typer.BadParameter(str(error)) from None
 
 
@@ -266,7 +266,7 @@ def evaluate(
         mixed = MixedPolicy(resolve(env, policy), others)
         found = measure(env, mixed, contexts, seed)
         played = episodes(env, mixed, seed=seed) if whole(env) else None
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, FileNotFoundError, ImportError) as error:
         raise typer.BadParameter(str(error)) from None
     title = " ".join([policy, *(agent or [])])
     tables.print_evaluation(found, title, console, played)
@@ -300,17 +300,16 @@ def reproduce(
             paths = make(out, lambda part: progress.update(task, description=part))
         except OSError as error:
             raise typer.BadParameter(f"--out: cannot write {out}: {error.strerror}") from None
+        except ImportError as error:
+            raise typer.BadParameter(str(error)) from None
     for path in paths:
         console.print(str(path))
 
 
 def _private_figures(out: Path, report: Callable[[str], None]) -> list[Path]:
-    try:
-        from training.reproduce_private import private
+    from training.reproduce_private import private
 
-        return private(out, report)
-    except ImportError as error:
-        raise typer.BadParameter(str(error)) from None
+    return private(out, report)
 
 
 def _progress() -> Progress:
