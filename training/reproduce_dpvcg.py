@@ -1,7 +1,7 @@
 """Tables III to VI and Figures 5 to 10 of the VCG paper from the corrected model, the printed numbers beside ours.
 
 Source: Hoseinpour, Hoseinpour, Haghifam, Haghifam, "Privacy-preserving and approximately truthful local electricity
-markets: a differentially private VCG mechanism", section VI. What the paper prints is data here; nothing of ours is.
+markets: a differentially private VCG mechanism", section VI.
 """
 
 from __future__ import annotations
@@ -11,83 +11,44 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from p2penv.communication.render import FAINT, INK
-from p2penv.dpvcg import Scenario, continuous, finite, load_scenario, rules, sampling, search
+from p2penv.dpvcg import Scenario, finite, load_scenario, rules, sampling
 from p2penv.dpvcg.mechanisms import LaplaceMechanism
-from p2penv.dpvcg.quadrature import make_quadrature
-from p2penv.dpvcg.rules import Bids, Bounds, Law
-from p2penv.dpvcg.typespace import TypeSpace, with_report
+from p2penv.dpvcg.typespace import with_report
+from training import reproduce_dpvcg_claims as claims
+from training.dpvcg_paper import (
+    CHANGES,
+    COLOURS,
+    DRAWS,
+    LEVELS,
+    MISPRINTS,
+    OURS,
+    PAPER,
+    PAYMENTS,
+    PROBABILITIES,
+    QUANTITIES,
+    RANGES,
+    SUMMARY,
+    SWEEP,
+    VCG_NOTE,
+    WELFARE,
+    Floats,
+    Rows,
+    agent_name,
+    compared,
+    continuous_laws,
+    decimals_of,
+    eleven,
+    expected_payments,
+    paper_laws,
+    print_note,
+)
 from training.figures import grid, legend, panels, save
-
-Floats = NDArray[np.float64]
-Rows = list[dict[str, Any]]
-
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-OURS, PAPER = "#0072b2", "#d55e00"
-LEVELS = (0.1, 1.0, 10.0, 100.0)  # ε of Table III and Figure 5
-SWEEP = np.geomspace(0.01, 1000.0, 61)  # ε of Figures 7 and 8
-DRAWS = 200_000
-RANGES = 200  # ranges of the sub-markets that Table IV and Figures 7 and 8 average over
-
-# Table III: probabilities of its eleven points at ε = .1, 1, 10; at 100 it says ≈ 0 and ≈ 1.
-PROBABILITIES = {
-    0.1: (0.0924, 0.0882, 0.0897, 0.0915, 0.0883, 0.0907, 0.0929, 0.0925, 0.0897, 0.0899, 0.0937),
-    1.0: (0.105, 0.0662, 0.0784, 0.0953, 0.0673, 0.0882, 0.115, 0.106, 0.0788, 0.0806, 0.121),
-    10.0: (0.114, 0.0011, 0.0059, 0.0422, 0.0012, 0.0193, 0.201, 0.127, 0.0062, 0.0079, 0.472),
-    100.0: (*[0.0] * 10, 1.0),
-}
-WELFARE = (1.28, 0.356, 0.7, 1.08, 0.388, 0.93, 1.4, 1.3, 0.7, 0.75, 1.56)
-# Table IV, and the limits of Figure 7 the text gives: consumers 1 to 3, producers 1 to 3.
-PAYMENTS = {
-    0.01: (0.375, 0.413, 0.637, -0.613, -0.722, -1.121),
-    0.5: (0.374, 0.412, 0.634, -0.627, -0.756, -1.15),
-    1.0: (0.372, 0.41, 0.63, -0.64, -0.791, -1.19),
-    np.inf: (0.59, 0.53, 0.7, -0.57, -0.9, -1.45),
-}
-# Table V: (α, ε), the same order; 0 stands for ≈ 0.
-CHANGES = {
-    (0.9, 0.1): (0.004, 0.02, 0.011, -0.026, 0.0051, 0.005),
-    (0.9, 0.5): (0.001, 0.016, 0.01, -0.024, 0.0054, 0.007),
-    (0.9, 1.0): (-0.002, 0.012, 0.008, -0.022, 0.0058, 0.01),
-    (0.5, 0.1): (-0.006, 0.01, 0.0048, -0.042, -0.009, -0.001),
-    (0.5, 0.5): (-0.01, 0.006, -0.002, -0.043, -0.005, 0.004),
-    (0.5, 1.0): (-0.03, -0.01, -0.01, -0.044, 0.0, 0.01),
-}
-# Table VI: mean and standard deviation of d1 d2 d3 g1 g2 g3 and sw.
-SUMMARY = {
-    ("Exp", 0.1): (
-        (10.98, 12.12, 16.74, 9.98, 10.74, 19.12, 0.95),
-        (2.9, 3.62, 3.54, 6.35, 5.77, 6.21, 0.38),
-    ),
-    ("InLap", 0.1): (
-        (9.51, 10.65, 16.26, 10.22, 12.53, 13.67, 0.08),
-        (4.86, 6.26, 7.21, 8.48, 10.12, 11.51, 0.47),
-    ),
-    ("Exp", 1.0): (
-        (11.45, 12.58, 17.13, 9.89, 11.6, 19.68, 1.02),
-        (2.82, 3.48, 3.44, 6.28, 5.67, 5.93, 0.36),
-    ),
-    ("InLap", 1.0): (
-        (9.93, 11.73, 17.54, 9.56, 13.12, 16.52, 0.32),
-        (4.85, 6.1, 7.02, 7.37, 9.4, 10.75, 0.45),
-    ),
-    ("Exp", 10.0): (
-        (13.83, 14.23, 18.42, 8.5, 16.04, 21.94, 1.4),
-        (1.41, 1.57, 1.87, 2.04, 2.97, 3.27, 0.19),
-    ),
-    ("InLap", 10.0): (
-        (13.5, 13.81, 19.0, 9.26, 15.27, 21.76, 1.24),
-        (3.23, 3.53, 3.95, 2.58, 4.52, 5.12, 0.24),
-    ),
-}
-QUANTITIES = ("d1", "d2", "d3", "g1", "g2", "g3", "sw")
-MISPRINTS = {(1.0, "g2", "sd"), (1.0, "sw", "sd"), (10.0, "g1", "sd")}
 
 
 def dpvcg(out: Path, report: Callable[[str], None] | None = None) -> list[Path]:
-    """Tables III to VI, Figures 5 to 10, and two figures on what the paper claims.
+    """Tables III to VI, Figures 5 to 10, what the text says of them, and two figures on what the paper claims.
 
     The paper's mechanism is β = ε/2 on its eleven-point range: ten printed points, off balance by up to .04 kWh, and
     the optimum of the reports. That range is not private; it is used to check the paper, beside the continuous
@@ -98,7 +59,7 @@ def dpvcg(out: Path, report: Callable[[str], None] | None = None) -> list[Path]:
         report: called with the name of each part before it is made.
 
     Returns:
-        The files written, a picture and a table for each.
+        The files written: a picture and a table for each, a table of what the text says.
     """
     scenario = load_scenario("community6")
     found: list[Path] = []
@@ -107,56 +68,6 @@ def dpvcg(out: Path, report: Callable[[str], None] | None = None) -> list[Path]:
             report(name)
         found += part(scenario, out)
     return found
-
-
-# What the parts share.
-
-
-def _eleven(scenario: Scenario) -> Floats:
-    """The paper's range ``(11, n)`` in signed quantities: its printed points, then the optimum at the truth."""
-    assert scenario.sampled_allocations is not None
-    best = rules.clear(scenario.bids, scenario.bounds).allocation
-    return finite.with_optimum(scenario.sampled_allocations * scenario.sign, best)
-
-
-def _many(bids: Bids, count: int) -> Bids:
-    return Bids(*(np.broadcast_to(field, (count, field.size)) for field in bids))
-
-
-def _continuous(scenario: Scenario, betas: Floats) -> Law:
-    """Laws of the continuous mechanism at truthful reports for β ``(E,)``."""
-    hardest = np.array([betas.min(), betas.max()])
-    quadrature = make_quadrature(scenario.bounds, _many(scenario.bids, 2), hardest, 1e-8)
-    return continuous.law(quadrature, _many(scenario.bids, betas.size), betas)
-
-
-def _sub_ranges(scenario: Scenario, points: int, sets: int) -> Floats:
-    """``(sets, n, points + 1, n)``: ranges of the markets without each agent, drawn uniformly, with their optima."""
-    drawn = finite.draw_range(scenario.bounds, points * sets, seed=0).without
-    best = rules.allocations_without(scenario.bids, scenario.bounds)
-    split = drawn.reshape(scenario.size, sets, points, scenario.size).swapaxes(0, 1)
-    return finite.with_optimum(split, np.broadcast_to(best, (sets, *best.shape)))
-
-
-def _paper_laws(scenario: Scenario, betas: Floats, sets: int) -> list[Law]:
-    """For each β the laws ``(sets,)`` on the eleven-point range with drawn ranges for the markets without an agent."""
-    without = _sub_ranges(scenario, 10, sets)
-    points = np.broadcast_to(_eleven(scenario), (sets, 11, scenario.size))
-    support, bids = finite.Range(points, without), _many(scenario.bids, sets)
-    return [finite.law(support, bids, float(beta)) for beta in betas]
-
-
-def _payments(law: Law) -> Floats:
-    return np.asarray(rules.algorithm3_payments(law))
-
-
-def _name(scenario: Scenario, agent: int) -> str:
-    own = agent if agent < scenario.consumers else agent - scenario.consumers
-    return f"{'consumer' if agent < scenario.consumers else 'producer'} {own + 1}"
-
-
-def _compared(paper: float, ours: float, note: str = "") -> dict[str, Any]:
-    return {"paper": float(paper), "ours": float(ours), "difference": float(ours - paper), "note": note}
 
 
 def _two(
@@ -174,7 +85,7 @@ def _two(
 
 def _table3(scenario: Scenario, out: Path) -> list[Path]:
     """Probabilities and welfare of the eleven points."""
-    points = _eleven(scenario)
+    points = eleven(scenario)
     welfare = finite.welfare(points, scenario.bids)
     numbers = [*(str(number) for number in range(1, 11)), "opt"]
     rows: Rows = []
@@ -183,26 +94,40 @@ def _table3(scenario: Scenario, out: Path) -> list[Path]:
     for panel, level in zip(axes.flat, LEVELS, strict=True):
         ours = finite.probabilities(points, scenario.bids, 0.5 * level)
         for number, printed, right in zip(numbers, PROBABILITIES[level], ours, strict=True):
-            wrong = (level, number) == (1.0, "7")
-            note = "misprint: .1115 follows from the printed welfare" if wrong else "paper: ≈" if level == 100 else ""
-            rows.append({"quantity": f"probability, ε = {level:g}", "point": number, **_compared(printed, right, note)})
+            note = _note3(level, number, printed, right)
+            rows.append({"quantity": f"probability, ε = {level:g}", "point": number, **compared(printed, right, note)})
         _two(panel, numbers, PROBABILITIES[level], ours)
     for number, printed, right in zip(numbers, WELFARE, welfare, strict=True):
-        note = "computed from g3 = 21.94, printed as 21.9" if number == "2" else ""
-        note = "the paper cuts 1.568 off after two digits" if number == "opt" else note
-        rows.append({"quantity": "welfare [$]", "point": number, **_compared(printed, right, note)})
+        cut = print_note(printed, right, decimals_of(printed))
+        note = "computed from g3 = 21.94, printed as 21.9" if cut is None else cut
+        rows.append({"quantity": "welfare [$]", "point": number, **compared(printed, right, note)})
     legend(axes[0, 0])
     return save(out, "table3-probabilities", figure, rows)
+
+
+def _note3(level: float, number: str, paper: float, ours: float) -> str:
+    if (level, number) == (1.0, "7"):
+        return "misprint: .1115 follows from the printed welfare"
+    if level == 100.0:
+        return "paper: ≈"
+    note = print_note(paper, ours, decimals_of(paper))
+    # A probability moves by β times what its point's welfare does.
+    shift = 2.0 / level * np.log(paper / ours)
+    return (
+        f"would follow from a welfare of this point {shift:+.4f} $ off that of its printed digits"
+        if note is None
+        else note
+    )
 
 
 def _table4(scenario: Scenario, out: Path) -> list[Path]:
     """Expected payments: exact for the continuous mechanism, with their spread for drawn ranges."""
     levels = [level for level in PAYMENTS if np.isfinite(level)]
     betas = 0.5 * np.array(levels)
-    exact = _payments(_continuous(scenario, betas))
-    drawn = [_payments(law) for law in _paper_laws(scenario, betas, RANGES)]
+    exact = expected_payments(continuous_laws(scenario, betas))
+    drawn = [expected_payments(law) for law in paper_laws(scenario, betas, RANGES)]
     limits = rules.pivots(scenario.bids, scenario.bounds).payment
-    agents = [_name(scenario, agent) for agent in range(scenario.size)]
+    agents = [agent_name(scenario, agent) for agent in range(scenario.size)]
     rows: Rows = []
     for index, level in enumerate(levels):
         for agent, name in enumerate(agents):
@@ -213,11 +138,10 @@ def _table4(scenario: Scenario, out: Path) -> list[Path]:
                 f"the paper draws ten points for the market without the agent and does not print them; "
                 f"its value lies {far:.1f} standard deviations from the mean over {RANGES} such ranges"
             )
-            row = {"epsilon": level, "agent": name, **_compared(paper, exact[index, agent], note)}
+            row = {"epsilon": level, "agent": name, **compared(paper, exact[index, agent], note)}
             rows.append({**row, "sampled_mean": mean, "sampled_sd": spread})
     for agent, name in enumerate(agents):
-        note = "exact VCG payment; all six printed are lower, as where drawn points miss the optimum without the agent"
-        row = {"epsilon": np.inf, "agent": name, **_compared(PAYMENTS[np.inf][agent], limits[agent], note)}
+        row = {"epsilon": np.inf, "agent": name, **compared(PAYMENTS[np.inf][agent], limits[agent], VCG_NOTE)}
         rows.append({**row, "sampled_mean": limits[agent], "sampled_sd": 0.0})
     titles = [*(f"ε = {level:g}" for level in levels), "ε → ∞ (VCG)"]
     figure, axes = grid("Table IV: expected payments; bars: two standard deviations over drawn ranges", "agent",
@@ -235,10 +159,10 @@ def _table4(scenario: Scenario, out: Path) -> list[Path]:
 
 def _table5(scenario: Scenario, out: Path) -> list[Path]:
     """What misreports αv change, on the eleven-point range with the optimum held fixed."""
-    points = _eleven(scenario)
+    points = eleven(scenario)
     welfare = finite.welfare(points, scenario.bids)
     value = rules.value(scenario.bids, points)
-    agents = [_name(scenario, agent) for agent in range(scenario.size)]
+    agents = [agent_name(scenario, agent) for agent in range(scenario.size)]
     rows: Rows = []
     titles = [f"α = {scale:g}, ε = {level:g}" for scale, level in CHANGES]
     figure, axes = grid("Table V: change of payoff by reporting αv; bars: most that is possible", "agent",
@@ -258,7 +182,7 @@ def _table5(scenario: Scenario, out: Path) -> list[Path]:
                 if abs(printed[agent]) > bound[agent]
                 else "the printed value carries the noise of redrawn ranges, here the optimum is held fixed"
             )
-            row = {"alpha": scale, "epsilon": level, "agent": name, **_compared(printed[agent], ours[agent], note)}
+            row = {"alpha": scale, "epsilon": level, "agent": name, **compared(printed[agent], ours[agent], note)}
             rows.append({**row, "bound": float(bound[agent])})
         _two(panel, [name[0] + name[-1] for name in agents], printed, ours, yerr=None)
         panel.bar(np.arange(6), 2.0 * bound, 0.5, -bound, color=FAINT, alpha=0.25)
@@ -274,7 +198,7 @@ def _spread(values: Floats, chances: Floats) -> tuple[Floats, Floats]:
 
 def _table6(scenario: Scenario, out: Path) -> list[Path]:
     """Exponential mechanism and Laplace noise: mean and standard deviation of quantities and welfare."""
-    points, bids = _eleven(scenario), scenario.bids
+    points, bids = eleven(scenario), scenario.bids
     quantities = points * scenario.sign
     outcome = np.column_stack([quantities, finite.welfare(points, bids)])
     published = np.column_stack([quantities, WELFARE])
@@ -304,7 +228,7 @@ def _table6(scenario: Scenario, out: Path) -> list[Path]:
                 note = _note6(mechanism, level, quantity, kind, paper[index], right[index])
                 rows.append(
                     row
-                    | _compared(paper[index], right[index], note)
+                    | compared(paper[index], right[index], note)
                     | {
                         name: float(columns[name][which][index]) if columns else ""
                         for name in ("normalised", "continuous")
@@ -320,11 +244,8 @@ def _note6(mechanism: str, level: float, quantity: str, kind: str, paper: float,
         return f"{DRAWS} draws, a held at or below −1e-6; the paper does not say how it keeps valuations concave"
     if (level, quantity, kind) in MISPRINTS:
         return f"misprint: the printed probabilities give {ours:.2f}"
-    return (
-        "printed probabilities as they are, sum not quite 1; cut off after two digits"
-        if abs(ours - paper) > 0.005
-        else ""
-    )
+    note = print_note(paper, ours, 2)
+    return "from printed probabilities, whose sum is not quite 1, and points" if note is None else note
 
 
 # Figures.
@@ -332,7 +253,7 @@ def _note6(mechanism: str, level: float, quantity: str, kind: str, paper: float,
 
 def _figure5(scenario: Scenario, out: Path) -> list[Path]:
     """Distribution of welfare: the eleven points, and the density of the continuous mechanism."""
-    points = _eleven(scenario)
+    points = eleven(scenario)
     welfare = finite.welfare(points, scenario.bids)
     order = np.argsort(welfare)
     edges = np.linspace(-0.6, 1.6, 89)
@@ -359,7 +280,7 @@ def _figure5(scenario: Scenario, out: Path) -> list[Path]:
 
 def _figure6(scenario: Scenario, out: Path) -> list[Path]:
     """Ratio of probabilities when producer 3 reports αv."""
-    points, beta = _eleven(scenario), 0.25
+    points, beta = eleven(scenario), 0.25
     welfare, agent = finite.welfare(points, scenario.bids), scenario.size - 1
     truth = finite.probabilities(points, scenario.bids, beta)
     title = "Figure 6: probability ratio when producer 3 reports αv, ε = .5"
@@ -386,24 +307,36 @@ def _figures78(scenario: Scenario, out: Path) -> list[Path]:
     Consumer 3's payoff is negative at small ε: taking part is not rational for everybody, as the paper has it.
     """
     vcg = rules.pivots(scenario.bids, scenario.bounds)
-    exact, drawn = _continuous(scenario, 0.5 * SWEEP), _paper_laws(scenario, 0.5 * SWEEP, RANGES)
+    exact, drawn = continuous_laws(scenario, 0.5 * SWEEP), paper_laws(scenario, 0.5 * SWEEP, RANGES)
     title = "Figure 7: expected payments of Algorithm 3, β = ε/2"
-    ranges = np.stack([_payments(law) for law in drawn])
-    found = _over_epsilon(scenario, out, "figure7-payments", title, _payments(exact), ranges, vcg.payment)
+    ranges = np.stack([expected_payments(law) for law in drawn])
+    found = _over_epsilon(
+        scenario, out, "figure7-payments", title, expected_payments(exact), ranges, vcg.payment, PAYMENTS[np.inf]
+    )
     title = "Figure 8: expected payoffs under Algorithm 3, β = ε/2; below zero an agent would rather stay away"
     ranges = np.stack([law.value for law in drawn]) - ranges
     limits = rules.value(scenario.bids, vcg.clearing.allocation) - vcg.payment
     return found + _over_epsilon(
-        scenario, out, "figure8-payoffs", title, exact.value - _payments(exact), ranges, limits
+        scenario, out, "figure8-payoffs", title, exact.value - expected_payments(exact), ranges, limits
     )
 
 
 def _over_epsilon(
-    scenario: Scenario, out: Path, name: str, title: str, exact: Floats, ranges: Floats, limits: Floats
+    scenario: Scenario,
+    out: Path,
+    name: str,
+    title: str,
+    exact: Floats,
+    ranges: Floats,
+    limits: Floats,
+    printed: Sequence[float] | None = None,
 ) -> list[Path]:
-    """A measure of each agent over ε: continuous ``(E, n)``, on ranges ``(E, R, n)``, and its limits ``(n,)``."""
+    """A measure of each agent over ε: continuous ``(E, n)``, on ranges ``(E, R, n)``, and its limits ``(n,)``.
+
+    ``printed`` are the limits that the paper gives, if it does.
+    """
     mean, spread = ranges.mean(axis=1), ranges.std(axis=1, ddof=1)
-    agents = [_name(scenario, agent) for agent in range(scenario.size)]
+    agents = [agent_name(scenario, agent) for agent in range(scenario.size)]
     figure, axes = grid(title, "ε", "$", agents, 3, log=True)
     for agent, panel in enumerate(axes.flat):
         low, high = mean[:, agent] - spread[:, agent], mean[:, agent] + spread[:, agent]
@@ -411,8 +344,10 @@ def _over_epsilon(
         panel.plot(SWEEP, mean[:, agent], color=FAINT, lw=1.2, label="eleven points")
         panel.plot(SWEEP, exact[:, agent], color=OURS, lw=1.8, label="continuous")
         panel.axhline(limits[agent], color=INK, ls="--", lw=0.9, label="VCG")
+        if printed is not None:
+            panel.axhline(printed[agent], color=PAPER, ls=":", lw=1.2, label="VCG as printed")
     handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=8.5)
+    figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False, fontsize=8.5)
     rows = [
         {
             "epsilon": level,
@@ -422,6 +357,7 @@ def _over_epsilon(
             "eleven_points_sd": spread[k, agent],
             "vcg": limits[agent],
         }
+        | ({} if printed is None else {"vcg_printed": printed[agent]})
         for k, level in enumerate(SWEEP)
         for agent in range(scenario.size)
     ]
@@ -468,115 +404,6 @@ def _figure10(scenario: Scenario, out: Path) -> list[Path]:
     return save(out, "figure10-laplace-density", figure, rows)
 
 
-# What the paper claims and does not show.
-
-
-def _laplace_or_exponential(scenario: Scenario, out: Path) -> list[Path]:
-    """Mean welfare over ε: which is better depends on ε, and on what β really costs."""
-    levels = np.geomspace(0.1, 30.0, 40)
-    omega = float(TypeSpace.group(scenario).sensitivity.max())
-    exponential = {
-        "paper": _continuous(scenario, 0.5 * levels).welfare,
-        "declared": _continuous(scenario, levels / omega).welfare,
-    }
-    laplace = [LaplaceMechanism(scenario, float(level), samples=DRAWS // 10) for level in levels]
-    mean = np.array([float(mechanism.expected_welfare()) for mechanism in laplace])
-    error = np.array([float(mechanism.standard_error()) for mechanism in laplace])
-    title = "Mean welfare: noise on reports against the exponential mechanism"
-    figure, axes = panels(title, "ε", "mean welfare [$]", log=True)
-    axes.plot(levels, mean, color=COLOURS[1], lw=1.8, label="Laplace noise on coefficients, then VCG")
-    for (key, welfare), colour, text in zip(
-        exponential.items(), (COLOURS[0], COLOURS[2]), ("β = ε/2 (paper)", f"β = ε/ω, ω = {omega:.3f} $"), strict=True
-    ):
-        cross = crossover(levels, mean - welfare)
-        axes.plot(levels, welfare, color=colour, lw=1.8, label=f"exponential, {text}")
-        axes.axvline(cross, color=colour, ls=":", lw=1.0, label=f"Laplace better above ε = {cross:.1f}")
-        exponential[key] = welfare
-    axes.axhline(rules.clear(scenario.bids, scenario.bounds).welfare, color=INK, ls="--", lw=0.9, label="optimum")
-    legend(axes, loc="upper left")
-    rows = [
-        {"epsilon": level, "laplace": mean[k], "laplace_standard_error": error[k],
-         "exponential_paper": exponential["paper"][k], "exponential_declared": exponential["declared"][k]}
-        for k, level in enumerate(levels)
-    ]  # fmt: skip
-    return save(out, "laplace-versus-exponential", figure, rows)
-
-
-def crossover(places: Floats, difference: Floats) -> float:
-    """Last of ``places (E,)`` at which a difference ``(E,)`` turns positive, by linear interpolation; NaN if none."""
-    turns = np.flatnonzero((difference[:-1] <= 0.0) & (difference[1:] > 0.0))
-    if not turns.size:
-        return float("nan")
-    k = int(turns[-1])
-    share = -difference[k] / (difference[k + 1] - difference[k])
-    return float(places[k] + share * (places[k + 1] - places[k]))
-
-
-def replicated(scenario: Scenario, copies: int) -> tuple[Bids, Bounds]:
-    """Bids and limits ``(copies · n,)`` of a community of so many copies of the scenario."""
-    bids = Bids(*(np.tile(field, copies) for field in scenario.bids))
-    return bids, Bounds(*(np.tile(field, copies) for field in scenario.bounds))
-
-
-def finite_regret(bids: Bids, beta: float, points: Floats) -> float:
-    """Largest regret of Algorithm 3 among all agents for reports αv, 0 ≤ α ≤ 1, on a range ``(m, n)`` [$]."""
-    value, welfare = rules.value(bids, points).T, finite.welfare(points, bids)
-    score = beta * (welfare - value)
-    weight = np.exp(score - score.max(axis=1, keepdims=True))
-    return _largest_gain(weight, value, np.broadcast_to(welfare, value.shape), beta)
-
-
-def continuous_regret(bids: Bids, bounds: Bounds, beta: float, agents: Sequence[int]) -> float:
-    """The same on the whole polytope, among the agents given."""
-    # The tilt of the whole market serves: an agent is a small part of it, or β is small.
-    quadrature = make_quadrature(bounds, bids, beta, 1e-8, shared_tilt=True)
-    families = [continuous.residual(quadrature, bounds, bids, beta, agent) for agent in agents]
-    quantity, weight, others, _ = (np.stack(field) for field in zip(*families, strict=True))
-    value = rules.value(Bids(*(field[list(agents), None] for field in bids)), quantity)
-    return _largest_gain(weight, value, value + others, beta)
-
-
-def _largest_gain(weight: Floats, value: Floats, objective: Floats, beta: float) -> float:
-    """Largest gain of a report αv, 0 ≤ α ≤ 1, over the truth in families ``(P, Q)``, certified to 1e-9."""
-    size = len(weight)
-    low, high = np.zeros((size, 1)), np.ones((size, 1))
-    found = search.maximise(weight, value[:, None], objective, low, high, beta, 1e-9)
-    tilt = beta * value
-    law = weight * np.exp(tilt - tilt.max(axis=1, keepdims=True))
-    return float((found.value - np.vecdot(law, objective) / law.sum(axis=1)).max())
-
-
-def _regret_at_scale(scenario: Scenario, out: Path) -> list[Path]:
-    """Regret of Algorithm 3 over the number of agents at ε = .1, |R| = 10, in copies of the community.
-
-    β = ε/2, which over reports αv costs less than ε. The welfare of a range of fixed size spreads as √n and so does
-    what a report gains; on the polytope the draw follows the reports of all, and the gain stays where it was.
-    """
-    epsilon, size, seeds = 0.1, 10, 6
-    beta, rng = 0.5 * epsilon, np.random.default_rng(3)
-    rows: Rows = []
-    for copies in (1, 3, 10, 30, 100, 300, 1000):
-        bids, bounds = replicated(scenario, copies)
-        gains = [finite_regret(bids, beta, sampling.sample(bids, bounds, 0.0, size, rng)) for _ in range(seeds)]
-        smooth = continuous_regret(bids, bounds, beta, range(scenario.size))
-        rows.append(
-            {"agents": copies * scenario.size, "finite_mean": float(np.mean(gains)), "finite_least": min(gains),
-             "finite_most": max(gains), "continuous": smooth, "paper_bound": epsilon}
-        )  # fmt: skip
-    title = f"Largest regret of Algorithm 3, ε = {epsilon:g}, reports αv with 0 ≤ α ≤ 1"
-    figure, axes = panels(title, "agents", "regret [$]", log=True)
-    axes.set_yscale("log")
-    agents = [row["agents"] for row in rows]
-    axes.fill_between(agents, [row["finite_least"] for row in rows], [row["finite_most"] for row in rows],
-                      color=COLOURS[1], alpha=0.2, lw=0)  # fmt: skip
-    axes.plot(agents, [row["finite_mean"] for row in rows], "o-", color=COLOURS[1], ms=4,
-              label=f"finite range, |R| = {size} ({seeds} ranges)")  # fmt: skip
-    axes.plot(agents, [row["continuous"] for row in rows], "o-", color=OURS, ms=4, label="continuous")
-    axes.axhline(epsilon, color=INK, ls="--", lw=0.9, label="ε, the paper's bound")
-    legend(axes)
-    return save(out, "regret-at-scale", figure, rows)
-
-
 PARTS: dict[str, Callable[[Scenario, Path], list[Path]]] = {
     "Table III": _table3,
     "Table IV": _table4,
@@ -587,6 +414,7 @@ PARTS: dict[str, Callable[[Scenario, Path], list[Path]]] = {
     "Figures 7 and 8": _figures78,
     "Figure 9": _figure9,
     "Figure 10": _figure10,
-    "Laplace or exponential": _laplace_or_exponential,
-    "regret at scale": _regret_at_scale,
+    "claims of the text": claims.text_claims,
+    "Laplace or exponential": claims.laplace_or_exponential,
+    "regret at scale": claims.regret_at_scale,
 }
