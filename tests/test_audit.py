@@ -217,6 +217,15 @@ def test_account_over_rounds_and_what_may_be_published():
     assert (found.exact <= found.epsilon).all()
 
 
+def test_the_papers_range_is_the_same_one_with_optima_added():
+    mechanism = make(range_seed=5, calibration="paper", epsilon=2.0, **FINITE).mechanism
+    broken = privacy.with_paper_range(mechanism)
+    assert (broken.beta, broken.paper_compat) == (mechanism.beta, True)
+    for own, same in zip(broken.range(SCENARIO.bids), mechanism.table, strict=True):
+        np.testing.assert_array_equal(own[..., :-1, :], same)
+    assert privacy.with_paper_range(broken) is broken
+
+
 def test_only_a_finite_range_can_get_the_optimum_of_the_reports():
     for mechanism in (VCGMechanism(SCENARIO), ExponentialMechanism(SCENARIO, 1.0)):
         with pytest.raises(ValueError, match="support='finite'"):
@@ -281,10 +290,13 @@ def test_cli_privacy(folder):
         (("privacy", "communication"), "audit privacy is there for dpvcg; not for communication"),
         (("privacy", "auction"), "market must be one of"),
         (("privacy", "dpvcg", "--paper-compat"), "support='finite'"),
-        (("privacy", "dpvcg", "--samples", "0"), "samples must be"),
+        (("privacy", "dpvcg", "--samples", "0"), "samples must be a whole number >= 1, got 0"),
+        (("privacy", "dpvcg", "--samples", "1"), "samples must be at least 2"),
+        (("privacy", "dpvcg", "--seed", "-1"), "seed must be a whole number >= 0, got -1"),
         (("privacy", "dpvcg", "-o", "epsilon=-1"), "epsilon must be"),
         (("privacy", "dpvcg", "-o", "colour=1"), "unknown option 'colour'"),
         (("truthfulness", "dpvcg", "--contexts", "0"), "contexts must be"),
+        (("truthfulness", "dpvcg", "--contexts", "5", "-o", "types=fixed"), "contexts must be 1 where types are fixed"),
         (("truthfulness", "dpvcg", "--steps", "10"), "give --learn too"),
         (("truthfulness", "dpvcg", "--learn", "--steps", "0"), "steps must be"),
         (("truthfulness", "dpvcg", "--seed", "-1"), "seed must be"),

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from p2penv.core import validation
 from p2penv.dpvcg import continuous, finite, rules
-from p2penv.dpvcg.mechanisms import ExponentialMechanism, LaplaceMechanism, Mechanism
+from p2penv.dpvcg.mechanisms import ExponentialMechanism, LaplaceMechanism, Mechanism, check_seed
 from p2penv.dpvcg.privacy import Accountant, epsilon_lower_bound, privacy_loss, worst_loss
 from p2penv.dpvcg.rules import Bids
 from p2penv.dpvcg.typespace import TypeSpace, with_report
@@ -97,10 +97,11 @@ def audit(
         rounds: draws that are published.
 
     Raises:
-        ValueError: fewer than two samples, a confidence outside (0, 1), no rounds.
+        ValueError: fewer than two samples, a seed below 0, a confidence outside (0, 1), no rounds.
     """
-    samples = validation.count("samples", samples)
-    scenario, rng = mechanism.scenario, np.random.default_rng(seed)
+    if validation.count("samples", samples) < 2:
+        raise ValueError(f"samples must be at least 2, one to choose an event and one to count it, got {samples}")
+    scenario, rng = mechanism.scenario, np.random.default_rng(check_seed("seed", seed))
     accountant = Accountant()
     for _ in range(validation.count("rounds", rounds)):
         accountant.spend(mechanism.epsilon)
@@ -141,15 +142,15 @@ def with_paper_range(mechanism: Mechanism) -> ExponentialMechanism:
     """
     if not isinstance(mechanism, ExponentialMechanism) or mechanism.support != "finite":
         raise ValueError("the paper's range needs mechanism='exponential' and support='finite'")
-    points = mechanism.table.points
+    if mechanism.paper_compat:
+        return mechanism
     return ExponentialMechanism(
         mechanism.scenario,
         mechanism.nominal_epsilon,
         "finite",
         mechanism.calibration,
         space=mechanism.space,
-        range_size=len(points),
-        points=points,
+        points=mechanism.table,
         paper_compat=True,
     )
 

@@ -100,7 +100,7 @@ def audit(
 
     Args:
         env: the environment; mechanism, payments, report and type space are its own.
-        contexts: types to average over, held out from training; one if types are fixed.
+        contexts: types to average over, held out from training; 1 where types are fixed.
         seed: of contexts and learners.
         learn: also train a learner for each agent, alone against truthful others.
         steps: of experience of each learner.
@@ -109,7 +109,8 @@ def audit(
     Raises:
         ValueError: contexts, seed or steps outside their range.
     """
-    contexts = validation.count("contexts", contexts) if env.initial_noise else 1
+    if validation.count("contexts", contexts) > 1 and not env.initial_noise:
+        raise ValueError(f"contexts must be 1 where types are fixed, got {contexts}; set types='uniform'")
     report("best misreports")
     validation.number("seed", seed, 0, 2**31 - 1)
     runner = Runner(env, contexts)

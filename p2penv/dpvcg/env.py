@@ -31,14 +31,6 @@ FIELDS = {field.name for field in dataclasses.fields(Scenario)}
 PARAMETERS = {"scale": ("scale",), "coefficients": ("quadratic", "linear")}
 
 
-def _refuse_idle(**options: tuple[Any, bool, str]) -> None:
-    """Refuse options that are set and would do nothing: value, whether it does anything, and what it belongs to."""
-    for name, (value, used, owner) in options.items():
-        usual = inspect.signature(DPVCG).parameters[name].default
-        if not used and not np.array_equal(value, usual):
-            raise ValueError(f"{name} belongs to {owner} and would do nothing here; leave it out, got {value!r}")
-
-
 class Params(NamedTuple):
     """Arrays of a market under a mechanism."""
 
@@ -189,7 +181,8 @@ class DPVCG:
         validation.count("laplace_samples", laplace_samples)
         self.report = validation.choice("report", report, PARAMETERS)
         drawn, ranged = kind == "exponential", kind == "exponential" and support == "finite"
-        _refuse_idle(
+        mechanisms.refuse_idle(
+            DPVCG,
             epsilon=(epsilon, kind != "vcg", "mechanism='exponential' or 'laplace'"),
             support=(support, drawn, "mechanism='exponential'"),
             calibration=(calibration, drawn, "mechanism='exponential'"),

@@ -6,7 +6,8 @@ true ones; every method takes ``reports``, by default the truth.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any, Literal, Protocol
 
@@ -144,8 +145,8 @@ class ExponentialMechanism:
             ``"paper"``, β = ε/2, as if valuations lay in [0, 1]: ``epsilon`` then says what that gives.
         space: what agents may declare; ``TypeSpace.group(scenario)`` if not given. Reports outside it are refused
             under the declared calibration: no ε holds for them.
-        range_size: points of a finite range.
-        seed: of the range.
+        range_size: points of a finite range; with ``points`` of those of the markets without an agent.
+        seed: of the ranges drawn.
         sampler: of the range, ``"exact"`` (independent points) or ``"hopsy"`` (the paper's Markov chain; an extra).
         points: ``(m, n)`` signed allocations to use as the range of the market with all agents, or a whole
             ``finite.Range``, with those of the markets without each agent.
@@ -154,8 +155,8 @@ class ExponentialMechanism:
             reports, so the privacy loss is infinite: **not private**.
 
     Raises:
-        ValueError: ε ≤ 0 or too large for the quadrature, unknown option, an infeasible sub-market, a type space
-            without width or of another scenario.
+        ValueError: ε ≤ 0 or too large for the quadrature, an option that is unknown or without effect beside the
+            others, an infeasible sub-market, a type space without width or of another scenario.
     """
 
     kind = "exponential"
@@ -184,6 +185,16 @@ class ExponentialMechanism:
         self.paper_compat = paper_compat
         if support == "continuous" and (points is not None or paper_compat):
             raise ValueError("points and paper_compat belong to support='finite'; support is 'continuous'")
+        drawn, owner = support == "finite" and not isinstance(points, finite.Range), "support='finite'"
+        if isinstance(points, finite.Range):
+            owner = "ranges to be drawn; points is a whole one"
+        refuse_idle(
+            ExponentialMechanism,
+            range_size=(range_size, drawn, owner),
+            seed=(seed, drawn, owner),
+            sampler=(sampler, drawn, owner),
+            balance_tolerance=(balance_tolerance, points is not None, "points"),
+        )
         self.sensitivity = self.space.sensitivity
         """(n,) ω_i [$]"""
         self.beta = calibrate(self.nominal_epsilon, calibration, self.sensitivity)
@@ -441,6 +452,22 @@ def declared_space(scenario: Scenario, space: TypeSpace | None) -> TypeSpace:
             f"limits ({space.scenario.name}); build TypeSpace(scenario, kind, low, high)"
         )
     return space
+
+
+def refuse_idle(of: Callable[..., Any], **options: tuple[Any, bool, str]) -> None:
+    """Refuse options that are set and would do nothing.
+
+    Args:
+        of: whose options they are.
+        **options: value, whether it does anything, and what it belongs to.
+
+    Raises:
+        ValueError: an option that does nothing differs from its default.
+    """
+    usual = inspect.signature(of).parameters
+    for name, (value, used, owner) in options.items():
+        if not used and not np.array_equal(value, usual[name].default):
+            raise ValueError(f"{name} belongs to {owner} and would do nothing here; leave it out, got {value!r}")
 
 
 def check_seed(name: str, seed: int) -> int:
