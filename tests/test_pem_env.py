@@ -27,7 +27,7 @@ NAME, ID = "pem_v0", "p2penv/PEM-v0"
 PRICINGS, RESPONSES, LEADERS = ("paper", "exact", "exact_bound"), ("agent", "best"), ("rule", "agent")
 CAPS = ("preference_cap", "capacity_cap", "demand_cap")
 MARKET_KEYS = ["price", "case", "saving", "grid_energy", "grid_account", "sellers", "buyers"]
-AGENT_KEYS = ["role", "net", "load", "charge", "bought", "sold", "payment"]
+AGENT_KEYS = ["role", "net", "load", "charge", "bought", "sold", "payment", "utility", "cost"]
 every_rule = pytest.mark.parametrize(("pricing", "response"), list(itertools.product(PRICINGS, RESPONSES)))
 NONE, GENERAL, EXTREME = 0, 1, 2
 
@@ -254,6 +254,8 @@ def test_general_market_by_hand(pricing):
     assert info["bought"] == pytest.approx([0.0, 0.2, 0.3])  # a fifth of half an hour's demand
     assert info["sold"] == pytest.approx([0.5, 0.0, 0.0])
     assert info["payment"] == pytest.approx([-50.0, 20.0 + 96.0, 30.0 + 144.0])
+    assert info["utility"] == pytest.approx([250.0 * math.log(5) + 50.0, 0.0, 0.0])
+    assert info["cost"] == pytest.approx([0.0, 116.0, 174.0])
     assert (info["saving"], info["grid_energy"], info["grid_account"]) == pytest.approx((10.0, 2.0, 240.0))
     wanted = [0.5 * 500 * math.log(5) + 50, 0.5 * 300 * math.log(3) - 116, 0.5 * 200 * math.log(4) - 174]
     np.testing.assert_allclose(step.reward[0], wanted, rtol=1e-12)
@@ -347,6 +349,9 @@ def test_energy_money_and_charge_balance(kind, homes, seed, options, entries):
         consumed = 1.0 + own["load"] + case.loss * charging
         assert (consumed >= 0.1 - 1e-9).all()
         wanted = case.hours * case.preference[time] * np.log(consumed) - own["payment"]
+        # The paper's U of sellers and C of buyers.
+        np.testing.assert_allclose(own["utility"], np.where(own["role"] > 0, wanted, 0.0), rtol=1e-9, atol=1e-8)
+        np.testing.assert_array_equal(own["cost"], np.where(own["role"] < 0, own["payment"], 0.0))
         wanted += (time == 3) * case.charge_value * step.state.charge
         np.testing.assert_allclose(step.reward[:, :homes], wanted, rtol=1e-9, atol=1e-8)
         np.testing.assert_array_equal(own["role"], step.state.role)

@@ -14,7 +14,7 @@ from hypothesis.extra import numpy as hnp
 from p2penv.core import quarters as measured
 from p2penv.core import scenarios
 from p2penv.core.quarters import HOUSEHOLDS, PANELS
-from p2penv.pem import profiles, readers
+from p2penv.pem import PEM, Scenario, profiles, readers
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +135,36 @@ def test_licence_and_size_of_the_shipped_files():
     assert sum(len(path.read_bytes()) for path in folder.iterdir()) < 300_000
 
 
+def day(names, values, drop=None, again=None):
+    """A file of the quarters of a day, one left out or repeated."""
+    order = [k for k in range(96) if k != drop]
+    if again is not None:
+        order.insert(again, again)
+    rows = [f"2016-07-25 {k // 4:02d}:{k % 4 * 15:02d},{values}" for k in order]
+    return "\n".join([names, *rows]) + "\n"
+
+
+def test_a_whole_day_is_read(tmp_path):
+    path = tmp_path / "day.csv"
+    names, values = ",".join(("time", *HOUSEHOLDS, *PANELS)), ",".join(["0.5"] * 13)
+    rows = day(names, values)
+    later = rows.split("\n", 1)[1].replace("2016-07-25", "2016-07-27")
+    path.write_text(rows + later, encoding="utf-8")
+    read = measured.read_quarters(path)
+    assert read.days == ["2016-07-25", "2016-07-27"]
+    assert (read.load == 0.5).all()
+    with pytest.raises(ValueError, match=re.escape("day must be one of '2016-07-25', '2016-07-27'; got '2016-07-26'")):
+        read.day("2016-07-26")
+
+
+def test_days_with_a_repeated_and_a_missing_quarter_are_not_whole(quarters):
+    """96 rows are not enough."""
+    one = quarters.day("2016-07-25")
+    time = one.time.copy()
+    time[7] = time[6]
+    assert one._replace(time=time).days == []
+
+
 def test_quarters_refuse(tmp_path):
     names = ",".join(("time", *HOUSEHOLDS, *PANELS))
     values = ",".join(["1"] * 13)
@@ -142,7 +172,15 @@ def test_quarters_refuse(tmp_path):
     for text, message in (
         (f"{names}\n2016-07-25 07:00,{values}\n2016-07-25 07:15,{values[:-1]}-3\n",
          "bad.csv, line 3: PV8 must be a number, finite and >= 0, got '-3'"),
-        (f"{names}\n25.07.2016,{values}\n", "bad.csv, line 2: time must be like 2016-07-25 07:15, got '25.07.2016'"),
+        (f"{names}\n2016-07-25 00:00+02:00,{values}\n",
+         "bad.csv, line 2: time must be like 2016-07-25 07:15, without an offset from UTC, got "
+         "'2016-07-25 00:00+02:00'"),
+        (day(names, values, drop=7), "bad.csv, line 9: time 2016-07-25 01:45 is due, got 2016-07-25 02:00; whole days"),
+        (day(names, values, again=7), "bad.csv, line 10: time 2016-07-25 02:00 is due, got 2016-07-25 01:45"),
+        (day(names, values, again=7, drop=50), "bad.csv, line 10: time 2016-07-25 02:00 is due"),  # 96 rows
+        (day(names, values, drop=0), "bad.csv, line 2: time 2016-07-25 00:00 is due, got 2016-07-25 00:15"),
+        (day(names, values, drop=95), "bad.csv: the last day ends before 2016-07-25 23:45"),
+        (f"{names}\n25.07.2016,{values}\n", "bad.csv, line 2: time must be like 2016-07-25 07:15,"),
         (f"{names}\n2016-07-25 07:00,{values},1\n", "bad.csv, line 2: 14 values are needed, got 15"),
         ("time,PV1\n2016-07-25 07:00,1\n", "bad.csv: columns must be time, H0-A"),
         (names, "bad.csv: no rows"),
@@ -267,6 +305,9 @@ def test_the_year_in_the_layout_of_the_package(monkeypatch):
     np.testing.assert_allclose(year.load[:, 4], ramp / 48)
     assert year.days == ["2016-07-25"]
     assert str(year.day("2016-07-25").time[1]) == "2016-07-25T00:15"
+    tables["renewables"]["PV2"] = np.where(ramp == 5, -0.1, ramp)
+    with pytest.raises(ValueError, match=r"the installed simbench has -0\.1 for PV2 at 2016-07-25 01:00:00"):
+        measured.simbench_year()
     del tables["renewables"]["PV3"], tables["load"]["H0-C_pload"]
     with pytest.raises(ValueError, match="the installed simbench lacks the profiles H0-C_pload, PV3"):
         measured.simbench_year()
@@ -294,6 +335,37 @@ def test_clear_sky_of_pvlib():
         profiles.clear_sky("2016-07-25", 51.3, 9.5, zone="Nowhere/None")
     with pytest.raises(ValueError, match=re.escape("latitude must be in [-90, 90], got 91.0")):
         profiles.clear_sky("2016-07-25", 91.0, 9.5)
+
+
+def test_communities_under_a_clear_sky(quarters):
+    """A home's generation is rating × .85 × sky × cloud index, shifted; of clouds it keeps a quarter at least."""
+    day, sky = quarters.day("2016-10-13"), np.maximum(np.sin(np.pi * (np.arange(1440) - 360) / 720), 0.0)
+    made = profiles.community(day, 40, 3, sky=sky, cloud_cover=0.4)
+    measured_homes = profiles.community(day, 40, 3)
+    np.testing.assert_array_equal(made.load, measured_homes.load)
+    owners = made.generation.any(axis=0)
+    np.testing.assert_array_equal(owners, measured_homes.generation.any(axis=0))
+    most = made.generation.max(axis=0)[owners]
+    assert ((most > 0.85 * 3.0 * 0.7) & (most <= 0.85 * 10.0)).all()
+    # On a clear day every home is its rating times the sky.
+    clear = profiles.community(day, 40, 3, sky=sky, cloud_cover=1e-6)
+    rating = clear.generation.max(axis=0)[owners] / 0.85
+    assert ((rating >= 3.0 - 1e-6) & (rating <= 10.0)).all()
+    shifts = clear.generation[:, owners].argmax(axis=0) - 720
+    assert (np.abs(shifts) <= 10).all()
+    assert np.unique(shifts).size > 5
+    for home, shift, rated in zip(np.flatnonzero(owners), shifts, rating, strict=True):
+        whole = 0.85 * rated * np.roll(sky, shift)
+        np.testing.assert_allclose(clear.generation[:, home], whole, atol=1e-6)
+        assert (made.generation[:, home] <= whole * (1 + 1e-9)).all()
+        assert (made.generation[:, home] >= 0.25 * whole * (1 - 1e-9)).all()
+    # Clouds are shared in the main: what homes keep of the sky moves together.
+    noon = slice(600, 840)
+    kept = made.generation[noon, owners] / np.maximum(clear.generation[noon, owners], 1e-9)
+    assert np.mean(np.corrcoef(kept.T)[np.triu_indices(owners.sum(), 1)]) > 0.3
+    for bad in (sky[:-1], np.where(np.arange(1440) == 3, np.nan, sky), sky - 1.0):
+        with pytest.raises(ValueError, match="sky must be 1440 values, finite and >= 0"):
+            profiles.community(day, 3, sky=bad)
 
 
 def test_cloud_index_and_generation():
@@ -461,6 +533,19 @@ def test_only_the_day_asked_for_is_checked(tmp_path):
     assert len(readers.read_smart(later, zone="America/New_York", day="2014-07-25").load) == 3
     with pytest.raises(ValueError, match=r"home.csv: no readings on 2014-07-25, on the clock 'Asia/Tokyo'"):
         readers.read_smart(later, zone="Asia/Tokyo", day="2014-07-25")
+
+
+def test_homes_in_files_are_a_market(tmp_path):
+    """From CSVs of two homes to windows in which one sells to the other what it has left over."""
+    for home, gen in ((1, 2.0), (2, 0.0)):
+        smart(tmp_path, [minute(k, 0.5 * home, gen) for k in range(11)], name=f"{home}.csv")
+    readings = [readers.read_smart(tmp_path / f"{home}.csv") for home in (1, 2)]
+    generation, load = readers.day_of(readings, "2014-07-25", windows=10)
+    env = PEM(Scenario(generation=generation, load=load, flexibility=0.0), response="agent")
+    info = env.step(env.params, env.initial(env.params, {}, 1), np.zeros((1, 2, 5)), {}).info
+    np.testing.assert_allclose(info["net"], [[1.5, -1.0]])
+    np.testing.assert_allclose(60.0 * info["sold"], [[1.0, 0.0]])
+    np.testing.assert_allclose(60.0 * info["payment"].sum(1), -80.0 * 0.5)
 
 
 def test_half_hours_and_days_of_homes(tmp_path):

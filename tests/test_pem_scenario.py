@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import pickle
 import re
+import sys
 from itertools import pairwise
 
 import numpy as np
@@ -11,7 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from p2penv.pem import rules
+from p2penv.core import quarters as measured
+from p2penv.pem import PEM, rules
+from p2penv.pem import scenario as scenario_module
 from p2penv.pem.scenario import Scenario, load_scenario, preferences, scenario_names
 
 NAN, INF = float("nan"), float("inf")
@@ -208,6 +211,37 @@ def test_days_and_overrides():
         load_scenario(homes=1, windows=1)
 
 
+def test_the_whole_year_and_clear_skies(monkeypatch):
+    """Another source of profiles under the same name: the same homes on other days; measured or computed PV."""
+    day = load_scenario(homes=6, windows=30)
+    year = measured.shipped()
+    monkeypatch.setattr(scenario_module, "simbench_year", lambda: year)
+    same = load_scenario(homes=6, windows=30, profiles="simbench")
+    np.testing.assert_array_equal(same.load, day.load)
+    pytest.importorskip("pvlib")
+    sky = load_scenario(homes=6, pv="clear_sky")
+    np.testing.assert_array_equal(sky.load, load_scenario(homes=6).load)
+    hours = 7.0 + np.arange(721) / 60.0
+    mean = (sky.generation.sum(axis=1) * hours).sum() / sky.generation.sum()
+    # Solar noon of 13 October at 9.5 degrees east in summer time: 14 h - 38 min - 14 min.
+    assert mean == pytest.approx(14 - 38 / 60 - 14 / 60, abs=0.6)
+    assert 0.2 < sky.generation.sum() / load_scenario(homes=6).generation.sum() < 2.0
+    assert PEM(homes=4, windows=3, pv="clear_sky", profiles="simbench").horizon == 3
+    with pytest.raises(ValueError, match="pv must be one of 'measured', 'clear_sky'; got 'lunar'"):
+        load_scenario(homes=6, pv="lunar")
+    with pytest.raises(ValueError, match="no data file"):
+        load_scenario(homes=6, profiles="none.csv")
+
+
+def test_missing_packages_are_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "simbench", None)
+    monkeypatch.setitem(sys.modules, "pvlib", None)
+    with pytest.raises(ImportError, match=r"pip install 'p2penv\[simbench\]'"):
+        load_scenario(homes=3, profiles="simbench")
+    with pytest.raises(ImportError, match=r"pip install 'p2penv\[clearsky\]'"):
+        load_scenario(homes=3, pv="clear_sky")
+
+
 # Scenario files
 
 
@@ -231,6 +265,8 @@ def test_a_file_with_csvs(tmp_path):
         ({"windows": 4}, "windows missing in the data: 4 asked for, scenario 'custom' has 3"),
         ({"homes": 4}, "homes must be at most the 3 of scenario 'custom', got 4"),
         ({"day": "2016-07-25"}, "day '2016-07-25' cannot be chosen"),
+        ({"profiles": "simbench"}, "profiles 'simbench' cannot be chosen"),
+        ({"pv": "clear_sky"}, "pv 'clear_sky' cannot be chosen"),
     ):
         with pytest.raises(ValueError, match=re.escape(message)):
             load_scenario(path, **fields)

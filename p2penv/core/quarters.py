@@ -14,13 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from p2penv.core import scenarios, validation
-from p2penv.core.tables import read_table
+from p2penv.core.tables import Table, read_table
 
 Floats = NDArray[np.float64]
 
 HOUSEHOLDS = ("H0-A", "H0-B", "H0-C", "H0-G", "H0-L")
 PANELS = tuple(f"PV{k}" for k in range(1, 9))
 QUARTERS = 96  # of an hour in a day
+LISTED = 31  # days named one by one in an error
 
 
 class Quarters(NamedTuple):
@@ -32,9 +33,10 @@ class Quarters(NamedTuple):
 
     @property
     def days(self) -> list[str]:
-        """Dates with all their 96 quarters."""
+        """Dates with all their 96 quarters, each once."""
         dates, counts = np.unique(self.time.astype("datetime64[D]"), return_counts=True)
-        return [str(date) for date in dates[counts == QUARTERS]]
+        _, distinct = np.unique(np.unique(self.time).astype("datetime64[D]"), return_counts=True)
+        return [str(date) for date in dates[(counts == QUARTERS) & (distinct == QUARTERS)]]
 
     def day(self, date: str) -> Quarters:
         """The 96 quarters of one day.
@@ -42,7 +44,13 @@ class Quarters(NamedTuple):
         Raises:
             ValueError: the data lack it, or the clock was changed on it; lists what there is.
         """
-        validation.choice("day", date, self.days)
+        days = self.days
+        if len(days) > LISTED and date not in days:
+            raise ValueError(
+                f"day must be one of the {len(days)} whole days from {days[0]} to {days[-1]}, like {days[0]!r}; got "
+                f"{date!r}"
+            )
+        validation.choice("day", date, days)
         rows = self.time.astype("datetime64[D]") == np.datetime64(date)
         return Quarters(*(column[rows] for column in self))
 
@@ -53,10 +61,14 @@ def shipped() -> Quarters:
 
 
 def read_quarters(path: Any) -> Quarters:
-    """Quarters of a CSV of the shipped layout: time, then HOUSEHOLDS, then PANELS.
+    """Quarters of a CSV of the shipped layout: time, then HOUSEHOLDS, then PANELS; whole days in order.
+
+    Households are relative to their mean of the year, panels to their rating, so that no unit is to be told. Nothing is
+    repaired; what was found are the ``days`` of the result.
 
     Raises:
-        ValueError: no such file, or it has other columns, or a bad value; names file, line and value.
+        ValueError: no such file, other columns, a bad value, or time that repeats, goes back, has a gap within a day or
+            an offset from UTC; names file, line and value.
     """
     table = read_table(path)
     names = ("time", *HOUSEHOLDS, *PANELS)
@@ -66,10 +78,34 @@ def read_quarters(path: Any) -> Quarters:
     for line, row in zip(table.lines, table.rows, strict=True):
         try:
             stamps.append(datetime.datetime.fromisoformat(row[0]))
+            if stamps[-1].tzinfo is not None:
+                raise ValueError
         except ValueError:
-            raise ValueError(f"{table.file}, line {line}: time must be like 2016-07-25 07:15, got {row[0]!r}") from None
+            raise ValueError(
+                f"{table.file}, line {line}: time must be like 2016-07-25 07:15, without an offset from UTC, got "
+                f"{row[0]!r}"
+            ) from None
     values = table.numbers(range(1, len(names)), low=0.0)
+    _whole_days(table, stamps)
     return Quarters(np.array(stamps, "datetime64[m]"), values[:, : len(HOUSEHOLDS)], values[:, len(HOUSEHOLDS) :])
+
+
+def _whole_days(table: Table, stamps: list[datetime.datetime]) -> None:
+    """Refuse times that are not 96 quarters a day, day after day."""
+    midnight, quarter = datetime.time(0, 0), datetime.timedelta(minutes=15)
+    due = datetime.datetime.combine(stamps[0], midnight)
+    for line, stamp in zip(table.lines, stamps, strict=True):
+        later = due.time() == midnight and stamp.time() == midnight and stamp > due
+        if stamp != due and not later:
+            raise ValueError(
+                f"{table.file}, line {line}: time {due:%Y-%m-%d %H:%M} is due, got {stamp:%Y-%m-%d %H:%M}; whole days "
+                "in order are needed, no quarter of an hour left out or repeated"
+            )
+        due = stamp + quarter
+    if due.time() != midnight:
+        raise ValueError(
+            f"{table.file}: the last day ends before {due:%Y-%m-%d %H:%M}, quarters up to 23:45 are needed"
+        )
 
 
 def simbench_year() -> Quarters:
@@ -77,7 +113,7 @@ def simbench_year() -> Quarters:
 
     Raises:
         ImportError: the extra is missing; names it.
-        ValueError: the installed version lacks a profile.
+        ValueError: the installed version lacks a profile, or has a bad value.
     """
     tables = extra("simbench", "simbench").get_all_simbench_profiles(0)
     load, generation = tables["load"], tables["renewables"]
@@ -88,6 +124,13 @@ def simbench_year() -> Quarters:
     time = [datetime.datetime.strptime(stamp, "%d.%m.%Y %H:%M") for stamp in load["time"]]
     loads = np.stack([np.asarray(load[f"{name}_pload"], np.float64) for name in HOUSEHOLDS], axis=1)
     panels = np.stack([np.asarray(generation[name], np.float64) for name in PANELS], axis=1)
+    for names, values in ((HOUSEHOLDS, loads), (PANELS, panels)):
+        if (bad := ~(np.isfinite(values) & (values >= 0.0))).any():
+            row, column = np.argwhere(bad)[0]
+            raise ValueError(
+                f"the installed simbench has {float(values[row, column])!r} for {names[column]} at {time[row]}; "
+                "finite values >= 0 are needed"
+            )
     return Quarters(np.array(time, "datetime64[m]"), loads / loads.mean(axis=0), panels)
 
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from p2penv.pem.protocols.member import Community
 
 # What else the constructor takes.
-FIELDS = {field.name for field in dataclasses.fields(Scenario)} | {"homes", "windows", "seed", "day"}
+FIELDS = {field.name for field in dataclasses.fields(Scenario)} | {"homes", "windows", "seed", "day", "profiles", "pv"}
 ACTIONS = ("battery", "load", "preference", "capacity", "demand")
 # The logarithm of a home's utility stays this far from its end [kW].
 MARGIN = 0.1
@@ -101,11 +101,11 @@ class PEM:
     ``Box(-1, 1, (1,))`` spans [p_l, p_h]; it counts in general markets.
 
     ## Observations
-    ``Box(-1, 1)``: own battery and flexibility, prices; then own generation, base load, charge and preference in the
-    window to come, own role and fill in the last one, time of day as sine and cosine, last price and case, with
-    ``forecast`` windows ahead noisy forecasts of generation and load. ``buyers_0`` sees prices, time, the part of
-    reported demand that was scheduled in the last window, and shares of sellers and buyers in it. Never another home's
-    data or totals; profiles and batteries are relative to the community's largest, which is public.
+    ``Box(-1, 1)``: own battery and flexibility, prices relative to retail; then own generation, base load, charge and
+    preference in the window to come, own role and fill in the last one, time of day as sine and cosine, last price and
+    case, with ``forecast`` windows ahead noisy forecasts of generation and load. ``buyers_0`` sees prices, time, the
+    part of reported demand that was scheduled in the last window, and shares of sellers and buyers in it. Never another
+    home's data or totals; profiles and batteries are relative to the community's largest, which is public.
 
     ## Rewards
     Homes: k·log(1 + l + eb) less what is paid, times the window's hours [cents]; the same for both roles. In the last
@@ -122,7 +122,8 @@ class PEM:
     For the market ``price`` [cents/kWh], ``case`` (0 nobody sells, 1 general, 2 extreme), ``saving`` of buyers against
     the grid [cents], ``grid_energy`` from the grid [kWh], ``grid_account`` what the grid takes in [cents], ``sellers``
     and ``buyers`` by number; for each agent ``role``, ``net`` [kW], ``load`` [kW], ``charge`` [kWh], ``bought`` and
-    ``sold`` on the market [kWh], ``payment`` [cents].
+    ``sold`` on the market [kWh], ``payment`` [cents], and, apart since roles change, the paper's ``utility`` of sellers
+    and ``cost`` of buyers, 0 for the others [cents].
 
     ## Arguments
     Args:
@@ -143,7 +144,8 @@ class PEM:
         private_every: windows from one that is cleared by a protocol to the next; 60 if None.
         keys: a ``p2penv.pem.protocols.member.Community``; None: keys of 2048 bits, made when they are needed.
         infos: ``"full"`` or ``"none"``.
-        **overrides: what ``load_scenario`` takes (``homes``, ``windows``, ``seed``, fields of the scenario, …).
+        **overrides: what ``load_scenario`` takes: ``homes``, ``windows``, ``seed``, ``day``, ``profiles``, ``pv``, and
+            fields of the scenario.
 
     Raises:
         ValueError: an option outside its range; the message names it.
@@ -226,7 +228,7 @@ class PEM:
         self.initial_noise: Mapping[str, Draw] = errors
         self.noise: Mapping[str, Draw] = errors
         market = ("price", "case", "saving", "grid_energy", "grid_account", "sellers", "buyers")
-        agent = ("role", "net", "load", "charge", "bought", "sold", "payment")
+        agent = ("role", "net", "load", "charge", "bought", "sold", "payment", "utility", "cost")
         self.info_axes: Mapping[str, Literal["env", "agent"]] = (
             {} if infos == "none" else dict.fromkeys(market, "env") | dict.fromkeys(agent, "agent")  # type: ignore[assignment]
         )
@@ -412,6 +414,8 @@ class PEM:
             "bought": hours * settled.bought,
             "sold": hours * settled.sold,
             "payment": hours * settled.payment,
+            "utility": xp.where(role > 0.0, window.reward, 0.0 * role),  # (4)
+            "cost": xp.where(role < 0.0, hours * settled.payment, 0.0 * role),  # (5)
         }
         if self.led:
             columns = {name: xp.concat([value, 0.0 * value[:, :1]], axis=-1) for name, value in columns.items()}

@@ -20,6 +20,7 @@ Floats = NDArray[np.float64]
 DAY = 24 * 60  # minutes
 BLOCK = 15  # minutes of a measured value
 HOURS_2016 = 366 * 24
+PASSING = 20.0  # minutes a cloud takes to pass
 
 
 def upsample(blocks: Floats, noise: Floats, ceiling: Floats | None = None) -> Floats:
@@ -108,6 +109,8 @@ def community(
     battery_share: float = 0.5,
     cloud_noise: float = 2.0,
     load_noise: float = 0.5,
+    sky: Floats | None = None,
+    cloud_cover: float = 0.5,
 ) -> Community:
     """Homes made of the profiles of one day; the first ones stay the same whatever ``homes`` is.
 
@@ -127,6 +130,9 @@ def community(
         battery_share: of homes with PV, in [0, 1]; a tenth as many of those without have one.
         cloud_noise: standard deviation of log generation where the sky is fully unsteady.
         load_noise: standard deviation of log load within a quarter of an hour.
+        sky: ``(1440,)`` irradiance of a clear sky (:func:`clear_sky`) [kW/m²]. Panels then lie flat under clouds of
+            :func:`cloud_index`, shared but for a part of each home's own; the day's profiles of PV are not used.
+        cloud_cover: median of the clouds' cover in (0, 1), with ``sky``.
 
     Raises:
         ValueError: an argument out of range.
@@ -143,6 +149,8 @@ def community(
         validation.number(name, value, 0.0)
     if len(day.load) != DAY // BLOCK:
         raise ValueError(f"day must hold {DAY // BLOCK} quarters of an hour, got {len(day.load)}")
+    if sky is not None and (np.shape(sky) != (DAY,) or not (np.isfinite(sky) & (np.asarray(sky) >= 0.0)).all()):
+        raise ValueError(f"sky must be {DAY} values, finite and >= 0 kW/m2, got shape {np.shape(sky)}")
     start = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(0,)))
     offset, clouds = start.uniform(size=2), start.standard_normal((DAY, len(PANELS)))
     has_pv = _spread(np.arange(homes), offset[0]) < pv_share
@@ -161,9 +169,13 @@ def community(
 
     rating = np.where(has_pv, pv_rating[0] + (pv_rating[1] - pv_rating[0]) * u[:, 4], 0.0)
     facing = np.floor(len(PANELS) * u[:, 5]).astype(np.int64)
-    noise = np.sqrt(0.8) * wander(clouds)[:, facing] + np.sqrt(0.2) * wander(own[..., 1])
-    noise *= cloud_noise * np.repeat(unsteadiness(day.generation), BLOCK, axis=0)[:, facing]
-    generation = rating * upsample(day.generation[:, facing], noise, clearest(day.generation)[:, facing])
+    if sky is None:
+        noise = np.sqrt(0.8) * wander(clouds)[:, facing] + np.sqrt(0.2) * wander(own[..., 1])
+        noise *= cloud_noise * np.repeat(unsteadiness(day.generation), BLOCK, axis=0)[:, facing]
+        generation = rating * upsample(day.generation[:, facing], noise, clearest(day.generation)[:, facing])
+    else:
+        noise = np.sqrt(0.8) * wander(clouds[:, :1], PASSING) + np.sqrt(0.2) * wander(own[..., 1], PASSING)
+        generation = pv_power(np.asarray(sky, np.float64), cloud_index(cloud_cover, noise), rating)
 
     # At midnight up to ten minutes come from the other end of the day.
     shift = np.floor(21.0 * u[:, 6]).astype(np.int64) - 10

@@ -9,14 +9,14 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from p2penv.core import scenarios, validation
-from p2penv.core.quarters import read_quarters
-from p2penv.pem import profiles
+from p2penv.core.quarters import read_quarters, simbench_year
+from p2penv.pem import profiles as made_of
 from p2penv.pem.readers import read_matrix
 from p2penv.pem.rules import Prices
 
@@ -25,6 +25,8 @@ Floats = NDArray[np.float64]
 # In the default preference k = c·80(1 + load): at c = 1 the load as it is is best at this price [cents/kWh].
 CONTENT_PRICE = 80.0
 _GOLDEN = 0.6180339887498949
+# Profiles of a community that are no file: the year of the installed package.
+YEAR = "simbench"
 
 
 def preferences(attachment: Floats, load: Floats) -> Floats:
@@ -209,9 +211,9 @@ class Scenario:
         minutes = 720.0 / validation.count("windows", windows)
         hour = 7.0 + (np.arange(windows + 1) + 0.5) * minutes / 60.0
         sun = np.maximum(np.sin(np.pi * (hour - 7.5) / 11.0), 0.0) * (np.abs(hour - 13.0) < 5.5)
-        steps = max(20.0 / minutes, 1e-3)  # clouds pass in about twenty minutes
-        clouds = profiles.wander(rng.standard_normal((windows + 1, 1)), steps)
-        index = profiles.cloud_index(0.5, 0.8 * clouds + 0.6 * rng.standard_normal((windows + 1, homes)))
+        steps = max(made_of.PASSING / minutes, 1e-3)
+        clouds = made_of.wander(rng.standard_normal((windows + 1, 1)), steps)
+        index = made_of.cloud_index(0.5, 0.8 * clouds + 0.6 * rng.standard_normal((windows + 1, homes)))
         owns = _some(rng, homes, 0.4)
         rating = np.where(owns, rng.uniform(2.0, 6.0, homes), 0.0)
         habits = 1.0 + 0.5 * np.cos(2.0 * np.pi * (hour[:, None] - rng.uniform(6.0, 20.0, homes)) / 12.0)
@@ -267,14 +269,16 @@ def load_scenario(
     windows: int | None = None,
     seed: int | None = None,
     day: str | None = None,
+    profiles: str | Path | None = None,
+    pv: Literal["measured", "clear_sky"] | None = None,
     **overrides: Any,
 ) -> Scenario:
     """Load a shipped scenario, or one from a TOML file.
 
-    A file has either a table ``[community]`` with the arguments of :func:`p2penv.pem.profiles.community` and
-    ``profiles``, a CSV beside it, ``day`` and ``windows``, or profiles of its own: ``generation``, ``load`` and, if
-    wanted, ``preference`` as lists of rows or as names of CSVs beside it with a row for each window and one for the
-    end, and a column for each home. All other keys are fields of the scenario.
+    A file has either a table ``[community]`` with the arguments of :func:`p2penv.pem.profiles.community`, ``profiles``,
+    a CSV beside it, ``day``, ``windows`` and, for ``pv``, ``latitude``, ``longitude`` and ``zone``, or profiles of its
+    own: ``generation``, ``load`` and, if wanted, ``preference`` as lists of rows or as names of CSVs beside it with a
+    row for each window and one for the end, and a column for each home. All other keys are fields of the scenario.
 
     Args:
         name: one of :func:`scenario_names`, or the path of a ``.toml`` file.
@@ -282,22 +286,29 @@ def load_scenario(
         windows: how many; of a community any number within the day, else at most the file's.
         seed: of the community, or of the choice.
         day: of the community's profiles, like "2016-07-25".
+        profiles: of the community: ``"simbench"``, the whole year 2016 of that package (extra ``simbench``), or a CSV
+            of the shipped layout.
+        pv: of the community: ``"measured"``, the profiles', or ``"clear_sky"``, that of a clear sky at the
+            community's place under random clouds (extra ``clearsky``).
         **overrides: fields to replace; ``minutes`` (whole) and ``start`` move and resize a community's windows.
 
     Raises:
         ValueError: unknown name (the error lists the known ones), windows missing in the data, or bad values.
         TypeError: unknown field.
+        ImportError: a missing extra; names it.
     """
     table, parent = scenarios.read("pem", name)
     scenarios.check_fields(Scenario, overrides)
     if "community" in table:
-        asked = {"homes": homes, "windows": windows, "seed": seed, "day": day}
+        source = profiles if profiles in (None, YEAR) else Path(profiles)
+        asked = {"homes": homes, "windows": windows, "seed": seed, "day": day, "profiles": source, "pv": pv}
         chosen = {key: value for key, value in asked.items() if value is not None}
         moved = {key: overrides[key] for key in ("minutes", "start") if key in overrides}
         fields = _of_community(table | moved, chosen, parent, str(name))
         return scenarios.build(Scenario, fields | overrides, str(name))
-    if day is not None:
-        raise ValueError(f"day {day!r} cannot be chosen: scenario {str(name)!r} is not made of profiles")
+    for key, value in (("day", day), ("profiles", profiles), ("pv", pv)):
+        if value is not None:
+            raise ValueError(f"{key} {value!r} cannot be chosen: scenario {str(name)!r} is not made of profiles")
     for key in ("generation", "load", "preference"):
         if isinstance(table.get(key), str):
             table[key] = read_matrix(parent / table[key])
@@ -309,18 +320,23 @@ def _of_community(table: Mapping[str, Any], chosen: Mapping[str, Any], parent: A
     fields = dict(table)
     made = {**fields.pop("community"), **chosen}
     options = {"profiles", "day", "homes", "windows", "seed", "pv_share", "pv_rating", "annual_use", "battery_share"}
-    options |= {"cloud_noise", "load_noise"}
+    options |= {"cloud_noise", "load_noise", "pv", "latitude", "longitude", "zone", "cloud_cover"}
     if unknown := made.keys() - options:
         raise TypeError(f"unknown keys of [community] in scenario {name!r}: {', '.join(sorted(unknown))}")
     if missing := {"profiles", "day", "homes", "windows"} - made.keys():
         raise ValueError(f"[community] in scenario {name!r} lacks {', '.join(sorted(missing))}")
-    day = read_quarters(parent / made.pop("profiles")).day(made.pop("day"))
-    windows = made.pop("windows")
-    community = profiles.community(day, **made)
+    source, date, windows = (made.pop(key) for key in ("profiles", "day", "windows"))
+    quarters = simbench_year() if source == YEAR else read_quarters(parent / source)
+    place = {key: made.pop(key) for key in ("latitude", "longitude", "zone") if key in made}
+    if validation.choice("pv", made.pop("pv", "measured"), ("measured", "clear_sky")) == "clear_sky":
+        if missing := {"latitude", "longitude", "zone"} - place.keys():
+            raise ValueError(f"[community] in scenario {name!r} lacks {', '.join(sorted(missing))} for pv 'clear_sky'")
+        made["sky"] = made_of.clear_sky(date, **place)
+    community = made_of.community(quarters.day(date), **made)
     start, minutes = fields.get("start", 7.0), fields.get("minutes", 1)
     length = int(minutes) if isinstance(minutes, float) and minutes.is_integer() else minutes
     generation, load = (
-        profiles.windows_of(series, start, windows, length) for series in (community.generation, community.load)
+        made_of.windows_of(series, start, windows, length) for series in (community.generation, community.load)
     )
     owned = dict(community.fields)
     k = preferences(owned.pop("attachment"), load)
