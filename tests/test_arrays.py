@@ -5,8 +5,10 @@ import math
 import numpy as np
 import pytest
 from array_api_compat import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from p2penv.core.arrays import SHORT, clip, column, row_sum, scalar, smaller, vector
+from p2penv.core.arrays import SHORT, clip, column, row_sum, row_sums, scalar, smaller, vector
 
 
 @pytest.mark.parametrize("shape", [(3,), (1,), (1, 3), (4, 3), (1, 1, 3), (2, 1, 3), (0, 3), (1, 2 * SHORT)])
@@ -28,8 +30,8 @@ def test_column_broadcasts_as_an_axis_for_the_agents(shape, rows, dtype):
     rng = np.random.default_rng(0)
     values, parameters = np.asarray(rng.uniform(size=shape), dtype), rng.uniform(size=rows).astype(dtype)
     wanted = parameters * values[..., None]
-    for given in (values, values[()]):  # an array, and a NumPy scalar where it is a single number
-        found = parameters * column(given, parameters)
+    for either in (values, values[()]):  # an array, and a NumPy scalar where it is a single number
+        found = parameters * column(either, parameters)
         np.testing.assert_array_equal(found, wanted)
         assert found.shape == wanted.shape
         assert found.dtype == wanted.dtype
@@ -55,3 +57,13 @@ def test_one_number_and_back():
     for kept in (two, np.array([[1.0]]), torch.asarray(one)):
         assert scalar(kept) is kept
         assert vector(kept) is kept
+
+
+@given(st.integers(1, 20), st.integers(1, 3), st.sampled_from([np.float32, np.float64]))
+def test_sums_of_rows_are_those_of_each(size, envs, dtype):
+    rng = np.random.default_rng(size)
+    rows = [rng.normal(size=shape).astype(dtype) for shape in ((1, size), (envs, size), (1, size))]
+    for total, row in zip(row_sums(*rows), rows, strict=True):
+        np.testing.assert_allclose(np.reshape(total, -1), row.sum(axis=-1), rtol=1e-5, atol=1e-5)
+        assert np.ndim(total) == (len(row) > 1)
+        assert np.result_type(total) == dtype

@@ -9,7 +9,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from p2penv.core import validation
-from p2penv.core.arrays import merge
+from p2penv.core.arrays import merge, scalar
 from p2penv.core.contract import MarketEnv, Step
 from p2penv.core.random import NumpyStream
 
@@ -120,7 +120,7 @@ def _aligned(params: Any, agents: int, num_envs: int) -> Any:
     def leaf(array: Any) -> Any:
         shape = getattr(array, "shape", None)
         if shape == ():  # with one environment it will meet other scalars, with several arrays
-            return array[()] if num_envs == 1 else np.asarray(array)
+            return scalar(array[None]) if num_envs == 1 else np.asarray(array)
         return array[None] if num_envs == 1 and shape == (agents,) else array
 
     return type(params)(*map(leaf, params))
