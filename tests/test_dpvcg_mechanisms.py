@@ -12,7 +12,7 @@ from p2penv.dpvcg import continuous, finite, mechanisms, rules
 from p2penv.dpvcg.equilibrium import efficient_allocation, regret, vcg_payments
 from p2penv.dpvcg.mechanisms import ExponentialMechanism, LaplaceMechanism, VCGMechanism
 from p2penv.dpvcg.privacy import privacy_loss
-from p2penv.dpvcg.rules import Bids
+from p2penv.dpvcg.rules import Bids, Bounds
 from p2penv.dpvcg.scenario import Scenario, load_scenario
 from p2penv.dpvcg.typespace import TypeSpace, with_report
 
@@ -312,6 +312,37 @@ def test_regret_of_algorithm_3_is_within_its_bounds(support):
     assert largest > 0.0
     # The truthful bound is that of the true reports of the others.
     np.testing.assert_allclose(mechanism.regret_bound(), mechanism.regret_bound_of(CASE.bids, CASE.bids), rtol=1e-12)
+
+
+def test_regret_on_ten_thousand_random_markets():
+    """Markets, ranges, ε, reports and lies all random; payoffs of Algorithm 3 from the definition of the draw."""
+    rng, cases, size, width = np.random.default_rng(0), 500, 5, 1.0
+    tightest = np.zeros(2)
+    for _ in range(20):
+        points, epsilon = int(rng.integers(2, 30)), 10.0 ** rng.uniform(-1, 1.5)
+        low = rng.uniform(-20, 5, size)
+        bounds = Bounds(low, low + rng.uniform(1, 20, size))
+        chosen = rng.uniform(*bounds, (cases, points, size))
+        bids = Bids(-(10.0 ** rng.uniform(-4, -1, size)), rng.uniform(-0.3, 0.3, size), rng.normal(size=size))
+        value = rules.value(bids, chosen)
+        sensitivity = rules.scale_sensitivity(bids, bounds, width)
+        beta = epsilon / sensitivity.max()
+        true, others, lie = rng.uniform(0.5, 0.5 + width, (3, cases, 1))
+        lie = np.where(rng.random(lie.shape) < 0.5, np.where(true < 1.0, 1.5, 0.5), lie)  # the ends tell most
+        rest = others * value[..., 1:].sum(axis=-1)
+
+        def law(report, rest=rest, beta=beta, value=value):
+            score = beta * (rest + report * value[..., 0])
+            weight = np.exp(score - score.max(axis=1, keepdims=True))
+            return weight / weight.sum(axis=1, keepdims=True)
+
+        change = law(lie) - law(true)
+        for kind, payoff in enumerate((rest + true * value[..., 0], true * value[..., 0])):
+            gain = (change * payoff).sum(axis=1)
+            bound = rules.regret_bound(beta, sensitivity[:1], np.ptp(payoff, axis=1))
+            assert (gain <= bound * (1 + 1e-12)).all()
+            tightest[kind] = max(tightest[kind], (gain / bound).max())
+    assert (tightest > 0.5).all(), tightest
 
 
 def test_bounds_of_the_case():

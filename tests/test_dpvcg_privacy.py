@@ -119,6 +119,19 @@ def test_worst_pair_of_the_market_keeps_the_guarantee(kind):
         assert np.log(laws[0] / laws[1])[found.point] == pytest.approx(found.loss, abs=1e-10)
 
 
+@pytest.mark.parametrize("epsilon", [0.1, 1.0, 5.0])
+def test_epsilon_is_not_larger_than_it_must_be(epsilon):
+    """A point that the others hardly want is told apart by all of ε, the oscillation of v_i − v_i' over its limits."""
+    for agent in range(6):
+        peak = np.clip(-0.5 * BIDS.linear[agent] / BIDS.quadratic[agent], BOUNDS.low[agent], BOUNDS.high[agent])
+        y = np.array([BOUNDS.low[agent], peak, BOUNDS.high[agent]])
+        value = BIDS.quadratic[agent] * y**2 + BIDS.linear[agent] * y
+        beta = epsilon / rules.scale_sensitivity(BIDS, BOUNDS, 1.0)[agent]
+        value = np.array([value.min(), value.max()])
+        found = worst_loss(np.array([1e-6, 1.0]), value[None], np.array([0.5]), np.array([1.5]), beta)
+        assert 0.999 * epsilon < found.loss <= epsilon
+
+
 @given(st.integers(0, 10**6), st.integers(1, 2), st.floats(0.0, 20.0), st.integers(1, 30))
 def test_no_pair_loses_more(seed, width, beta, size):
     rng = np.random.default_rng(seed)

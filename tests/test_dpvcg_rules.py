@@ -95,6 +95,23 @@ def test_clearing_and_payments_equal_the_generic_solver(solve_qp, consumers, pro
             assert rest[agent, agent] == 0.0
 
 
+@pytest.mark.parametrize(("consumers", "producers", "seeds", "agents"), [(3, 3, 20, 6), (25, 15, 2, 8)])
+def test_exact_best_response_under_vcg_is_the_truth(solve_qp, consumers, producers, seeds, agents):
+    """A report moves an agent's payoff by the allocation alone: the best feasible one for it bounds all reports."""
+    for seed in range(seeds):
+        case = CASE if seed == 0 and consumers == 3 else Scenario.random(consumers, producers, seed)
+        others = bids_about(case, seed)
+        for agent in np.random.default_rng(seed).permutation(case.size)[:agents]:
+            own = np.arange(case.size) == agent
+            honest = Bids(*(np.where(own, true, lie) for true, lie in zip(case.bids, others, strict=True)))
+            found = rules.pivots(honest, case.bounds)
+            payoff = rules.value(case.bids, found.clearing.allocation)[agent] - found.payment[agent]
+            _, best, _ = solve(solve_qp, honest, case.bounds)
+            _, rest, _ = solve(solve_qp, without(honest, agent), without(case.bounds, agent))
+            assert best - rest - payoff <= 1e-9
+            assert payoff - (best - rest) <= 1e-9
+
+
 @given(st.integers(2, 7), st.integers(2, 7), st.integers(0, 10**6))
 def test_what_was_cleared_is_optimal(consumers, producers, seed):
     """Optimality conditions, whoever found it: balance, limits, and marginal values on the right side of the price."""
