@@ -929,7 +929,8 @@ NAN = float("nan")
         ({"forecast": -1}, r"forecast must be in \[0, 5\], got -1.0"),
         ({"forecast": 6}, r"forecast must be in \[0, 5\], got 6.0"),
         ({"forecast": 1.5}, "forecast must be a whole number of windows, got 1.5"),
-        ({"forecast_error": -0.1}, "forecast_error must be finite and >= 0, got -0.1"),
+        ({"forecast_error": -0.1, "forecast": 1}, "forecast_error must be finite and >= 0, got -0.1"),
+        ({"forecast_error": 0.2}, "forecast_error is for forecasts; forecast is 0, got forecast_error=0.2"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )

@@ -259,6 +259,8 @@ def test_shares_of_owners(quarters, homes):
         ({"cloud_noise": -1.0}, "cloud_noise must be finite and >= 0, got -1.0"),
         ({"seed": -1}, "seed must be a whole number >= 0, got -1"),
         ({"homes": 0}, "homes must be a whole number >= 1, got 0"),
+        ({"cloud_cover": 0.3}, "cloud_cover is for a clear sky; sky is None, got cloud_cover=0.3"),
+        ({"sky": np.zeros(1440), "cloud_cover": 1.0}, "cover must be in (0, 1), got 1.0"),
     ],
 )
 def test_communities_refuse(quarters, fields, message):

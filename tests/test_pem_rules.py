@@ -369,6 +369,28 @@ def test_truthful_homes_are_no_worse_off_than_with_the_grid(seed, pricing):
     assert (earned >= alone - 1e-9).all()
 
 
+def test_the_paper_s_price_may_be_worse_than_the_grid():
+    """Ten sellers answer p = √(120·98) = 108.44 with three times what buyers want, and sell the rest at 80."""
+    homes = Homes(
+        np.r_[np.full(10, 294.0), 100.0], np.r_[np.full(10, 3.0), 3.0], np.r_[np.full(10, 2.0), 0.0],
+        np.r_[np.full(10, 0.05), -0.9],
+    )  # fmt: skip
+    alone = 294.0 * np.log(3.0)  # k/S = 98 is above buyback: nothing is sold to the grid
+    price, sold = np.sqrt(120.0 * 98.0), 0.09
+    supply = 3.0 - 294.0 / price
+    by_hand = 294.0 * np.log(294.0 / price) + price * sold + 80.0 * (supply - sold)
+    earned = {}
+    for pricing in PRICINGS:
+        terms, net, found = clear(homes, settlement.truthful(homes), pricing)
+        earned[pricing] = float(settlement.rewards(homes, net, found.payment)[0])
+        assert terms.case == GENERAL
+    assert earned["paper"] == pytest.approx(by_hand, rel=1e-12)
+    assert by_hand < alone - 1.0
+    # The exact price is where supply meets demand.
+    assert earned["exact"] == pytest.approx(earned["exact_bound"], rel=1e-9)
+    assert earned["exact"] > alone + 0.1
+
+
 def test_answering_the_floor_price_in_an_extreme_market_is_worse_than_the_grid():
     # Ten identical sellers and half of their supply at p_l demanded.
     wanted = 0.5 * 10 * (5.0 - 420.0 / 90.0)

@@ -293,6 +293,11 @@ def test_choices_are_nested():
             "unknown keys of [community]",
         ),
         ('[community]\nprofiles="p.csv"\nday="d"\nhomes=3\nwindows=1\n', ValueError, "no data file"),
+        (
+            '[community]\nprofiles="p.csv"\nday="2016-10-13"\nhomes=3\nwindows=1\npv="clear_sky"\nzone="UTC"\n',
+            ValueError,
+            "lacks latitude, longitude for pv 'clear_sky'",
+        ),
         ("generation = [[1.0, 1.0]]\n", ValueError, "lacks load"),
         ("load = [[1.0, 1.0]]\nloads = 1\n", TypeError, "unknown fields in scenario"),
     ],

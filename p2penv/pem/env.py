@@ -98,7 +98,8 @@ class PEM:
     Homes: ``Box(-1, 1, (5,))``: battery power (times the battery's, projected onto what its charge allows), flexible
     load (1 ± flexibility of the base load), and the logarithms of what the reported preference k, capacity S and demand
     are multiplied with, each times its cap. Zero is: battery at rest, base load, truth. ``buyers_0``:
-    ``Box(-1, 1, (1,))`` spans [p_l, p_h]; it counts in general markets.
+    ``Box(-1, 1, (1,))`` spans [p_l, p_h]; it counts in general markets. Sellers' loads answer it in the same window;
+    with ``response="agent"`` homes choose loads with the last price in view.
 
     ## Observations
     ``Box(-1, 1)``: own battery and flexibility, prices relative to retail; then own generation, base load, charge and
@@ -112,8 +113,9 @@ class PEM:
     window also ``charge_value`` of what is in the battery. ``buyers_0``: minus what buyers pay.
 
     ## Equilibrium
-    Of the pricing stage: the exact price, answered by truthful sellers (``p2penv.pem.equilibrium``). It is no
-    equilibrium in reports: ``assess`` gives what each home's best misreport gains, its battery and load held.
+    Of the pricing stage: the exact price, answered by truthful sellers (``p2penv.pem.equilibrium``). Nobody is then
+    worse off than with the grid alone, as sellers may be by the paper's price where supply exceeds demand at it. It is
+    no equilibrium in reports: ``assess`` gives what each home's best misreport gains, its battery and load held.
 
     ## Episode end
     After all windows of the scenario; one window terminates, more truncate.
@@ -136,7 +138,7 @@ class PEM:
         capacity_cap: the same for S.
         demand_cap: the same for demand.
         forecast: windows ahead, at most all; 0 for no forecasts.
-        forecast_error: relative standard deviation of forecasts, ≥ 0.
+        forecast_error: relative standard deviation of forecasts, ≥ 0; 0.1 if None.
         clearing: ``"plain"``; ``"paper"``, ``"hardened"`` and ``"committee"`` clear some windows by a cryptographic
             protocol, compare them with clearing in the clear, and settle them on what it publishes: prices in ticks of
             0.1 cent, fills in parts of 2¹⁶. Needs ``pricing="paper"``, ``leader="rule"``, NumPy and the extra
@@ -179,7 +181,7 @@ class PEM:
         capacity_cap: float = 0.0,
         demand_cap: float = 0.0,
         forecast: int = 0,
-        forecast_error: float = 0.1,
+        forecast_error: float | None = None,
         clearing: Backend = "plain",
         private_every: int | None = None,
         keys: Community | None = None,
@@ -214,7 +216,11 @@ class PEM:
         self.forecast = int(validation.number("forecast", forecast, 0, self.horizon))
         if self.forecast != forecast:
             raise ValueError(f"forecast must be a whole number of windows, got {forecast!r}")
-        self.forecast_error = validation.number("forecast_error", forecast_error, 0.0)
+        if forecast_error is not None and not self.forecast:
+            raise ValueError(f"forecast_error is for forecasts; forecast is 0, got forecast_error={forecast_error!r}")
+        self.forecast_error = validation.number(
+            "forecast_error", 0.1 if forecast_error is None else forecast_error, 0.0
+        )
         self.clearing = validation.choice("clearing", clearing, private.BACKENDS)
         if pricing is None:
             pricing = "exact" if clearing == "plain" else "paper"

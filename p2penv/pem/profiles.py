@@ -110,7 +110,7 @@ def community(
     cloud_noise: float = 2.0,
     load_noise: float = 0.5,
     sky: Floats | None = None,
-    cloud_cover: float = 0.5,
+    cloud_cover: float | None = None,
 ) -> Community:
     """Homes made of the profiles of one day; the first ones stay the same whatever ``homes`` is.
 
@@ -132,7 +132,7 @@ def community(
         load_noise: standard deviation of log load within a quarter of an hour.
         sky: ``(1440,)`` irradiance of a clear sky (:func:`clear_sky`) [kW/m²]. Panels then lie flat under clouds of
             :func:`cloud_index`, shared but for a part of each home's own; the day's profiles of PV are not used.
-        cloud_cover: median of the clouds' cover in (0, 1), with ``sky``.
+        cloud_cover: median of the clouds' cover in (0, 1), with ``sky`` only; 0.5 if None.
 
     Raises:
         ValueError: an argument out of range.
@@ -149,6 +149,8 @@ def community(
         validation.number(name, value, 0.0)
     if len(day.load) != DAY // BLOCK:
         raise ValueError(f"day must hold {DAY // BLOCK} quarters of an hour, got {len(day.load)}")
+    if sky is None and cloud_cover is not None:
+        raise ValueError(f"cloud_cover is for a clear sky; sky is None, got cloud_cover={cloud_cover!r}")
     if sky is not None and (np.shape(sky) != (DAY,) or not (np.isfinite(sky) & (np.asarray(sky) >= 0.0)).all()):
         raise ValueError(f"sky must be {DAY} values, finite and >= 0 kW/m2, got shape {np.shape(sky)}")
     start = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(0,)))
@@ -175,7 +177,8 @@ def community(
         generation = rating * upsample(day.generation[:, facing], noise, clearest(day.generation)[:, facing])
     else:
         noise = np.sqrt(0.8) * wander(clouds[:, :1], PASSING) + np.sqrt(0.2) * wander(own[..., 1], PASSING)
-        generation = pv_power(np.asarray(sky, np.float64), cloud_index(cloud_cover, noise), rating)
+        index = cloud_index(0.5 if cloud_cover is None else cloud_cover, noise)
+        generation = pv_power(np.asarray(sky, np.float64), index, rating)
 
     # At midnight up to ten minutes come from the other end of the day.
     shift = np.floor(21.0 * u[:, 6]).astype(np.int64) - 10

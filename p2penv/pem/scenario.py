@@ -27,6 +27,7 @@ CONTENT_PRICE = 80.0
 _GOLDEN = 0.6180339887498949
 # Profiles of a community that are no file: the year of the installed package.
 YEAR = "simbench"
+PLACE = {"latitude", "longitude", "zone"}
 
 
 def preferences(attachment: Floats, load: Floats) -> Floats:
@@ -276,7 +277,7 @@ def load_scenario(
     """Load a shipped scenario, or one from a TOML file.
 
     A file has either a table ``[community]`` with the arguments of :func:`p2penv.pem.profiles.community`, ``profiles``,
-    a CSV beside it, ``day``, ``windows`` and, for ``pv``, ``latitude``, ``longitude`` and ``zone``, or profiles of its
+    a CSV beside it, ``day``, ``windows`` and, for ``pv``, ``latitude``, ``longitude``, ``zone``, or profiles of its
     own: ``generation``, ``load`` and, if wanted, ``preference`` as lists of rows or as names of CSVs beside it with a
     row for each window and one for the end, and a column for each home. All other keys are fields of the scenario.
 
@@ -320,19 +321,21 @@ def _of_community(table: Mapping[str, Any], chosen: Mapping[str, Any], parent: A
     fields = dict(table)
     made = {**fields.pop("community"), **chosen}
     options = {"profiles", "day", "homes", "windows", "seed", "pv_share", "pv_rating", "annual_use", "battery_share"}
-    options |= {"cloud_noise", "load_noise", "pv", "latitude", "longitude", "zone", "cloud_cover"}
+    options |= {"cloud_noise", "load_noise", "pv", "cloud_cover", *PLACE}
     if unknown := made.keys() - options:
         raise TypeError(f"unknown keys of [community] in scenario {name!r}: {', '.join(sorted(unknown))}")
     if missing := {"profiles", "day", "homes", "windows"} - made.keys():
         raise ValueError(f"[community] in scenario {name!r} lacks {', '.join(sorted(missing))}")
     source, date, windows = (made.pop(key) for key in ("profiles", "day", "windows"))
-    quarters = simbench_year() if source == YEAR else read_quarters(parent / source)
-    place = {key: made.pop(key) for key in ("latitude", "longitude", "zone") if key in made}
-    if validation.choice("pv", made.pop("pv", "measured"), ("measured", "clear_sky")) == "clear_sky":
-        if missing := {"latitude", "longitude", "zone"} - place.keys():
-            raise ValueError(f"[community] in scenario {name!r} lacks {', '.join(sorted(missing))} for pv 'clear_sky'")
-        made["sky"] = made_of.clear_sky(date, **place)
-    community = made_of.community(quarters.day(date), **made)
+    # A file may describe its place and clouds whichever PV is asked for.
+    place, cover = ({key: made.pop(key) for key in keys if key in made} for keys in (PLACE, ("cloud_cover",)))
+    clear = validation.choice("pv", made.pop("pv", "measured"), ("measured", "clear_sky")) == "clear_sky"
+    if clear and (missing := PLACE - place.keys()):
+        raise ValueError(f"[community] in scenario {name!r} lacks {', '.join(sorted(missing))} for pv 'clear_sky'")
+    day = (simbench_year() if source == YEAR else read_quarters(parent / source)).day(date)
+    if clear:
+        made |= {"sky": made_of.clear_sky(date, **place), **cover}
+    community = made_of.community(day, **made)
     start, minutes = fields.get("start", 7.0), fields.get("minutes", 1)
     length = int(minutes) if isinstance(minutes, float) and minutes.is_integer() else minutes
     generation, load = (
