@@ -100,6 +100,12 @@ def test_prices_by_the_formula_and_window_by_window(written):
         exchange = column(rows(written, "figure6d-grid-exchange"), f"exchange_{key}")
         np.testing.assert_allclose(exchange, fed, rtol=0, atol=1e-9)
     assert (column(found, "price_exact")[supply > 0] <= 110.0).all()
+    ends, first, last = claim(written, "price is ps in the first windows"), sells[0].sum(), sells[-1].sum()
+    assert ends["holds"] == str(first == last == 0)
+    assert f"; {first} homes sell in the first window, {last} in the last" in ends["note"]
+    low = claim(written, "price is p_l")
+    assert float(low["ours_paper_rule"]) == pytest.approx((by_hand == 90.0).mean(), abs=5e-4)
+    assert low["holds"] == "True"
 
 
 def test_utility_of_the_longest_sellers(written):

@@ -125,7 +125,8 @@ def best_misreport(
         response: ``"agent"``: loads stay as they are; ``"best"``: every seller's load is its best
             (:func:`settlement.best_net`).
         cap: reports are within e^±cap of the truth; one for all fields, or one for each.
-        tolerance: bound − gain is at most this, or rounding if that is more, unless the search is cut short [cents/h].
+        tolerance: bound − gain is at most this, or rounding if that is more, unless the search is cut short or the
+            leader is indifferent between prices at a report [cents/h].
 
     Returns:
         The report, its gain over the report in ``reports``, and what none in the range exceeds. Where a jump is open a
