@@ -231,8 +231,8 @@ def _figure6a(days: Days, out: Path) -> tuple[list[Path], Rows]:
     ends = all((played.price[[0, -1]] == scenario.retail).all() for played in days.markets)
     claims = [
         _claim("price is ps in the first windows and at the end", "yes", _text(retail), ends,
-               f"share of windows at ps, where nobody sells; {sellers[0]} homes sell in the first window, {sellers[-1]} in "
-               "the last"),
+               f"share of windows at ps, where nobody sells; {sellers[0]} homes sell in the first window, "
+               f"{sellers[-1]} in the last"),
         _claim("price is p_l in many windows in the middle of the day", "yes", _text(low), min(low) > 0.0,
                "share of windows at p_l"),
     ]  # fmt: skip
