@@ -33,7 +33,8 @@ def made(name, kind="coefficients"):
         return VCGMechanism(CASE, space=space)
     if name == "laplace":
         return LaplaceMechanism(CASE, 2.0, space=space, samples=64)
-    return ExponentialMechanism(CASE, 3.0, name, space=space, range_size=40)
+    drawn = {"range_size": 40} if name == "finite" else {}
+    return ExponentialMechanism(CASE, 3.0, name, space=space, **drawn)
 
 
 def profile(space, seed, shape=()):
