@@ -121,6 +121,29 @@ def test_faces_play_it(keys: Community) -> None:
     env.close()
 
 
+def test_learners_train_with_the_protocol_and_are_measured_without(keys: Community) -> None:
+    pytest.importorskip("stable_baselines3", reason="needs the train extra")
+    from training.runs import TrainConfig
+    from training.sb3 import make_env, make_models
+
+    seen: list[Clearing] = []
+    env = PEM(scenario(), clearing="hardened", private_every=4, keys=keys, pricing="paper")
+    env.private.observer = lambda _, cleared: seen.append(cleared)
+    config = TrainConfig(market="pem_v0", num_envs=2, steps=2 * HOMES * WINDOWS)
+    vec = make_env(env, config)
+    assert not seen
+    (model,) = make_models(config, env, [vec], None)
+    model.learn(config.steps)
+    assert len(seen) == model.num_timesteps // (HOMES * WINDOWS) * (WINDOWS // 4)
+    assert env.private is not None
+    assert env.rehearsal().private is None
+    options = {"pricing": "paper", "response": "best"}
+    infos, rewards = rollout(PEM(scenario(), clearing="hardened", private_every=4, keys=keys, **options).rehearsal())
+    others, same = rollout(PEM(scenario(), **options))
+    np.testing.assert_array_equal(rewards, same)
+    np.testing.assert_equal(infos, others)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

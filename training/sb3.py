@@ -147,8 +147,9 @@ class EpisodeVecEnv(MarketVecEnv):
 
     def __init__(self, env: MarketEnv, num_envs: int, discount: float, *, identity: bool = True) -> None:
         super().__init__(env, num_envs, identity=identity)
-        self._usual = _path(env, env.policy(env.reference)).mean(axis=1)
-        moved = np.sqrt(((_path(env, UniformPolicy(env)) - self._usual[:, None]) ** 2).mean(axis=(0, 1)))
+        trial = rehearsal(env)
+        self._usual = _path(trial, env.policy(env.reference)).mean(axis=1)
+        moved = np.sqrt(((_path(trial, UniformPolicy(env)) - self._usual[:, None]) ** 2).mean(axis=(0, 1)))
         # Who moves nothing has nothing to learn.
         self._share = max(1.0 - discount, 1.0 / env.horizon) / np.where(moved > 1e-9, moved, env.reward_scale)
         self._step = 0
@@ -190,6 +191,11 @@ def _path(env: MarketEnv, policy: Policy, episodes: int = 4) -> Floats:
         gained.append(reward + worth - before)
         before = worth
     return np.stack(gained)
+
+
+def rehearsal(env: MarketEnv) -> MarketEnv:
+    """The market to measure in: without the protocols of one that clears by them, if it can do without."""
+    return env.rehearsal() if hasattr(env, "rehearsal") else env
 
 
 def discount(env: MarketEnv, config: TrainConfig) -> float:

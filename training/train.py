@@ -29,7 +29,7 @@ from training.runs import (
     write_csv,
     write_json,
 )
-from training.sb3 import AgentVecEnv, Relay, learn, make_env, make_models
+from training.sb3 import AgentVecEnv, Relay, learn, make_env, make_models, rehearsal
 
 
 def make_market(config: TrainConfig) -> MarketEnv:
@@ -105,9 +105,10 @@ class Run:
             self.done = self.models[0].num_timesteps * len(self.models)
             self.seconds = self.curve[-1]["seconds"]
         self.policy = LearnedPolicy(self.models, len(self.agents))
+        self.measured = rehearsal(self.env)
         usual = self.env.policy(self.env.reference)
         # Where what is done now pays later, stage measures do not tell it all: also the reward of whole episodes.
-        self.usual = returns(self.env, usual, EPISODES).mean(axis=0) if self.env.discount > 0.0 else None
+        self.usual = returns(self.measured, usual, EPISODES).mean(axis=0) if self.env.discount > 0.0 else None
         self.interval = config.eval_every if config.algorithm == "ppo" else max(1, 10 * config.eval_every)
 
     def measure(self) -> dict[str, float]:
@@ -129,12 +130,12 @@ class Run:
         """Rewards of whole episodes, where they are more than those of single steps."""
         if self.usual is None:
             return None
-        total = returns(self.env, self.policy, EPISODES).mean(axis=0)
+        total = returns(self.measured, self.policy, EPISODES).mean(axis=0)
         return Episodes(self.agents, total, self.usual, self.env.reference, self.env.money)
 
     def evaluate(self, contexts: int | None = None) -> Evaluation:
         """Exact measures of the deterministic policy in held-out contexts."""
-        return evaluate(self.env, self.policy, contexts or self.config.contexts)
+        return evaluate(self.measured, self.policy, contexts or self.config.contexts)
 
     def save(self) -> None:
         """Write a checkpoint and the curve so far."""
@@ -216,7 +217,7 @@ def finish(run: Run, console: Console) -> Path:
     """Measure the final policy; write and print everything."""
     folder, config = run.folder, run.config
     learned = run.evaluate()
-    truthful = evaluate(run.env, run.env.policy(run.env.reference), config.contexts)
+    truthful = evaluate(run.measured, run.env.policy(run.env.reference), config.contexts)
     for model, path in zip(run.models, model_paths(folder, config.learners, run.agents), strict=True):
         write_atomic(path, model.save)
     stakes = np.abs(learned.cost_truthful)

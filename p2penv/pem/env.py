@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import inspect
 from collections.abc import Mapping
@@ -142,7 +143,7 @@ class PEM:
         clearing: ``"plain"``; ``"paper"``, ``"hardened"`` and ``"committee"`` clear some windows by a cryptographic
             protocol, compare them with clearing in the clear, and settle them on what it publishes: prices in ticks of
             0.1 cent, fills in parts of 2¹⁶. Needs ``pricing="paper"``, ``leader="rule"``, NumPy and the extra
-            ``private``. ``assess`` stays with plain clearing.
+            ``private``. ``assess`` and ``rehearsal`` stay with plain clearing.
         private_every: windows from one that is cleared by a protocol to the next; 60 if None.
         keys: a ``p2penv.pem.protocols.member.Community``; None: keys of 2048 bits, made when they are needed.
         infos: ``"full"`` or ``"none"``.
@@ -396,6 +397,15 @@ class PEM:
         info = self._info(params, window, charge, role) if self.infos == "full" else {}
         never = time < 0
         return Step(after, reward, ended if self.horizon == 1 else never, never if self.horizon == 1 else ended, info)
+
+    def rehearsal(self) -> PEM:
+        """The same market with every window cleared in the clear, in a fraction of the time.
+
+        But for rounding, and for windows in which fewer than three sell or buy, it pays the same.
+        """
+        same = copy.copy(self)
+        same.clearing, same.private = "plain", None
+        return same
 
     def worth(self, params: Params, state: State) -> Array:
         """What a state is worth to each agent ``(E, N)`` should the day end in it: the charge left [cents]."""
