@@ -32,7 +32,7 @@ def records(market_keys: tuple[str, ...], agent_keys: tuple[str, ...]) -> Callab
     columns = [f"{name}s" for name in own]
     pairs = zip((*market_keys, *agent_keys), (*market, *own), strict=True)
     record = ", ".join(f"{key!r}: {name}" for key, name in pairs)
-    rows = f"for {', '.join(('agent', *own))}, in zip({', '.join(('agents', *columns))}, strict=True)"
+    rows = f"for {', '.join(('agent', *own))}, in zip({', '.join(('agents', *columns))})"
     source = f"lambda {', '.join(('agents', *market, *columns))}: {{agent: {{{record}}} {rows}}}"
     built: Callable[..., Infos] = eval(source, {"__builtins__": {"zip": zip}})
     return built
