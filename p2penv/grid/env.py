@@ -169,7 +169,7 @@ class Grid:
         fee_max: of the operator's action, ≥ 1; by default 2.
         limit_price: highest limit price [€/kWh]; by default twice the largest grid price without trade.
         forecast: hours ahead, at most all; 0 for no forecasts.
-        forecast_error: relative standard deviation of forecasts, ≥ 0.
+        forecast_error: relative standard deviation of forecasts, ≥ 0; 0.1 if None.
         infos: ``"full"``, ``"network"`` with flow and voltage of every bus beside it, or ``"none"``.
         **overrides: what ``load_scenario`` takes (``prosumers``, ``seed``, ``export``, ``reactive``, …).
 
@@ -202,7 +202,7 @@ class Grid:
         fee_max: float | None = None,
         limit_price: float | None = None,
         forecast: int = 0,
-        forecast_error: float = 0.1,
+        forecast_error: float | None = None,
         infos: Literal["full", "network", "none"] = "full",
         **overrides: Any,
     ) -> None:
@@ -228,7 +228,11 @@ class Grid:
         self.forecast = int(validation.number("forecast", forecast, 0, self.horizon))
         if self.forecast != forecast:
             raise ValueError(f"forecast must be a whole number of hours, got {forecast!r}")
-        self.forecast_error = validation.number("forecast_error", forecast_error, 0.0)
+        if forecast_error is not None and not self.forecast:
+            raise ValueError(f"forecast_error is for forecasts; forecast is 0, got forecast_error={forecast_error!r}")
+        self.forecast_error = validation.number(
+            "forecast_error", 0.1 if forecast_error is None else forecast_error, 0.0
+        )
         self.infos = validation.choice("infos", infos, ("full", "network", "none"))
         size, slots = scenario.partner.shape
         self.action_names: tuple[str, ...] = (*OWN, *(f"trade_{slot}" for slot in range(slots)))
