@@ -150,6 +150,49 @@ def test_fixed_noise_draws_from_the_same_law(beta):
     assert np.abs(scores(draws, SIX, BOUNDS, beta)).max() < 4
 
 
+@pytest.mark.parametrize("beta", [0.05])  # a large β would reject nearly everything
+def test_how_single_laws_are_drawn_does_not_matter(monkeypatch, beta):
+    """Exponentials in place of all normals: what the ratio of the two has to make up for is then large."""
+    monkeypatch.setattr(sampling, "NARROW", {64: 1e9})
+    draws = sampling.sample(SIX, BOUNDS, beta, 300_000, np.random.default_rng(1))
+    assert np.abs(scores(draws, SIX, BOUNDS, beta)).max() < 4
+    draws = sampling.from_uniforms(SIX, BOUNDS, beta, np.random.default_rng(2).random((20_000, 60, 6)))
+    assert np.abs(scores(draws, SIX, BOUNDS, beta)).max() < 4
+
+
+@pytest.mark.parametrize("beta", [0.5, 20.0])
+def test_proposals_are_accepted_by_the_residual_agent_s_density(beta):
+    """One proposal each; the uniform at which it is no longer taken is the density over its largest value."""
+    theta = continuous.saddle(SIX, BOUNDS, beta).theta
+    last = int(sampling._residual_agent(sampling._laws(SIX, BOUNDS, beta, theta[..., None])))
+    best = rules.clear(SIX, BOUNDS).allocation
+    uniforms = np.random.default_rng(0).random((400, 1, 6))
+
+    def drawn(level):
+        uniforms[:, 0, last] = level
+        found = sampling.from_uniforms(SIX, BOUNDS, beta, uniforms)
+        return found, (found != best).any(axis=-1)
+
+    found, possible = drawn(np.zeros(400))
+    low, high = np.zeros(400), np.ones(400)
+    for _ in range(50):
+        middle = 0.5 * (low + high)
+        taken = drawn(middle)[1]
+        low, high = np.where(taken, middle, low), np.where(taken, high, middle)
+    quantity = found[possible, last]
+    assert 100 < quantity.size < 400
+
+    def value(y):
+        return (SIX.quadratic[last] * y + SIX.linear[last]) * y
+
+    # Up to the tilt, a factor exp(−θy), and a constant, that density is exp(βv).
+    rest = np.log(low[possible]) - beta * value(quantity)
+    slope, constant = np.polyfit(quantity, rest, 1)
+    np.testing.assert_allclose(rest, slope * quantity + constant, rtol=0, atol=1e-9)
+    y = np.linspace(BOUNDS.low[last], BOUNDS.high[last], 100_001)
+    assert (beta * value(y) + slope * y + constant).max() == pytest.approx(0.0, abs=1e-7)
+
+
 def test_proposals_needed_are_what_is_observed():
     # One proposal alone: how often none is accepted, and the efficient allocation is given instead.
     rng = np.random.default_rng(4)
