@@ -289,12 +289,16 @@ def test_lying_windows_by_hand():
     env = make_functional(NAME, scenario=case, demand_cap=math.log(2.0), capacity_cap=math.log(7 / 6), leader="agent")
     actions = np.zeros((1, 1, 4, 5))
     actions[0, 0, 1, 4] = 1.0  # the middle of the leader's range is 100
-    info = next(play(env, actions))[1].info
-    # Supply 1 kW for reports of 4 and 2.
+    step = next(play(env, actions))[1]
+    info = step.info
+    # Supply 1 kW for reports of 4 and 2: a sixth of either.
+    np.testing.assert_allclose(step.state.fill[0], [1.0, 1 / 6, 1 / 6])
     np.testing.assert_allclose(info["bought"][0], [0.0, 2 / 3, 1 / 3, 0.0])
     np.testing.assert_allclose(info["payment"][0], [-100.0, 200 / 3 + 160.0, 100 / 3 + 200.0, 0.0])
     actions[0, 0, 1, 4], actions[0, 0, 0, 3] = 0.0, 1.0
-    info = next(play(env, actions))[1].info
+    step = next(play(env, actions))[1]
+    info = step.info
+    np.testing.assert_allclose(step.state.fill[0], [0.5, 0.25, 0.25])  # of what was said, not of what was delivered
     # ŝ = 7 − 5 = 2 of which 1 is delivered: shares of .5 of 2, cut to half, and (120 − 100)·1 for the grid.
     np.testing.assert_allclose(info["sold"][0], [1.0, 0.0, 0.0, 0.0])
     np.testing.assert_allclose(info["bought"][0], [0.0, 0.5, 0.5, 0.0])
@@ -401,6 +405,29 @@ def test_a_full_discharge_keeps_the_logarithm_finite():
     np.testing.assert_allclose(first.info["net"], 1.0)
     np.testing.assert_allclose(first.reward, 100.0 * math.log(0.1) + 80.0)
     np.testing.assert_allclose(second.reward, 100.0 * math.log(0.1) + 80.0 + 80.0 * 8.0)
+
+
+def test_a_discharge_leaves_room_for_the_least_load():
+    """Loads of 0.5 kW may fall to 0.1: b >= -(0.1 + 0.9)/0.9, so that 1 + l + eb is 0.1 at the least load, 0.5 else."""
+    case = Scenario(
+        generation=np.zeros((2, 2)),
+        load=np.full((2, 2), 0.5),
+        preference=100.0,
+        loss=0.9,
+        flexibility=0.8,
+        battery_capacity=10.0,
+        battery_power=1e3,
+        initial_charge=1.0,
+        charge_value=0.0,
+        minutes=60,
+    )
+    env = make_functional(NAME, scenario=case, response="agent")
+    actions = np.zeros((1, 1, 2, 5))
+    actions[..., 0], actions[..., 0, 1] = -1.0, -1.0
+    step = next(play(env, actions))[1]
+    np.testing.assert_allclose(step.info["net"], [[1.0 / 0.9 - 0.1, 1.0 / 0.9 - 0.5]])
+    consumed = np.array([0.1, 0.5])
+    np.testing.assert_allclose(step.reward[0], 100.0 * np.log(consumed) + 80.0 * step.info["net"][0])
 
 
 def test_charge_is_valued_once():
