@@ -128,6 +128,14 @@ def test_a_coordinator_that_is_told_anything_settles_nothing_or_what_all_agree_o
         assert all(votes.prepared[home]["published"] == list(result) for home in homes)
 
 
+@pytest.mark.parametrize("sent", ["Infinity", "NaN", "[]", "null"])
+def test_reports_with_numbers_that_are_none_are_faults(sent):
+    votes = Votes(1)
+    votes.hear("home_0", Frame(1, "home_0", control.PREPARED, f'{{"sent": {sent}, "traffic": {{}}}}'.encode()))
+    assert votes.blame().party == "home_0"
+    assert "cannot be read" in votes.blame().reason
+
+
 def test_reports_of_another_window_say_nothing():
     votes = Votes(2)
     votes.hear("home_0", Frame(1, "home_0", control.FAILED, b"{}"))

@@ -49,7 +49,7 @@ class Votes:
                 self.stale += [who for who in self.waiting[name] if who in said.get("stale", ())]
         except FrameError as error:
             self.failed.append(Failed(name, frame.phase, str(error)))
-        except (AttributeError, KeyError, TypeError, ValueError):
+        except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
             self.failed.append(Failed(name, frame.phase, "sent a report that cannot be read"))
 
     def compare(self, homes: Sequence[str]) -> None:
