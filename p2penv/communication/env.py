@@ -42,11 +42,6 @@ class State(NamedTuple):
     time: Array  # (E,) steps played
 
 
-def _totals(*rows: Array) -> list[Array]:
-    """Sum over agents ``(E,)`` of each ``(E, N)``."""
-    return [row_sum(row) for row in rows]
-
-
 def _info(
     params: Params,
     expected: Array,
@@ -268,9 +263,7 @@ class Communication:
     def decode(self, params: Params, actions: Array) -> tuple[Array, Array]:
         """Shift x and variance V ``(..., N)`` of actions ``(..., N, 2)``."""
         shift = params.max_shift * actions[..., 0]
-        least = params.variance_slope * (shift * shift)
-        if self.scenario.privacy == "floor":
-            least = least + params.variance_floor
+        least = rules.least_variance(params, shift)
         return shift, least * (0.5 * self.variance_max * actions[..., 1] + (1.0 + 0.5 * self.variance_max))
 
     def encode(self, params: Params, shift: Array, variance: Array | None = None) -> Array:
@@ -289,8 +282,9 @@ class Communication:
         shift, variance = self.decode(params, actions)
         realised = self.reward == "realised"
         spread = namespace(variance).sqrt(variance) * noise["report"] if realised else variance
-        sums = row_sums if params.slope.ndim > 1 else _totals  # numbers for one environment with parameters ``(1, N)``
-        load, shifted, spread = sums(state.private_information, shift, spread)
+        rows = (state.private_information, shift, spread)
+        # Numbers for one environment whose parameters are ``(1, N)`` too, else ``(E,)``.
+        load, shifted, spread = row_sums(*rows) if params.slope.ndim > 1 else map(row_sum, rows)
         if realised:
             reward, price, imbalance = self._settle(params, load, shifted + spread, None)
         else:
