@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from importlib.util import find_spec
 from statistics import median
 
 from benchmarks.speed import Row
+from p2penv.pem.protocols.backends import need
 from p2penv.pem.protocols.market import Backend
 
-NEEDED = ("cryptography", "gmpy2", "mpyc")
 CASES: tuple[tuple[Backend, int, str, str], ...] = (
     ("paper", 100, "<= 1", "0.5"),
     ("paper", 200, "<= 2", "1"),
@@ -21,9 +20,10 @@ CASES: tuple[tuple[Backend, int, str, str], ...] = (
 
 def rows(quick: bool) -> Iterator[Row]:
     """A window of general price, keys of 2048 bits, zeros ready; and what is computed before it."""
-    missing = [name for name in NEEDED if find_spec(name) is None]
-    if missing:
-        yield Row("private clearing", None, "s", note=f"skipped: needs {', '.join(missing)}")
+    try:
+        need()
+    except ImportError as error:
+        yield Row("private clearing", None, "s", note=f"skipped: {error}")
         return
     from training.reproduce_private import measure
 

@@ -68,6 +68,26 @@ except ImportError as error:
     assert hint in python(code)
 
 
+def test_private_clearing_names_its_extra():
+    code = """
+import sys
+sys.modules["gmpy2"] = None
+import p2penv
+from p2penv.pem.protocols.clearing import clear
+from training.private import run, windows
+for call in (
+    lambda: clear(windows(6, 1)[0], "committee"),
+    lambda: p2penv.make_functional("pem_v0", homes=6, windows=2, clearing="hardened"),
+    lambda: next(run()),
+):
+    try:
+        call()
+    except ImportError as error:
+        print(error)
+"""
+    assert python(code) == 3 * "private clearing needs gmpy2: pip install 'p2penv[private]'\n"
+
+
 def test_the_wheel_holds_the_package_alone(tmp_path):
     """Built from a copy, so that nothing is left in the working tree."""
     copy = tmp_path / "copy"

@@ -16,6 +16,7 @@ from rich.table import Table
 from p2penv.core import validation
 from p2penv.pem import Scenario, load_scenario
 from p2penv.pem.protocols import plain
+from p2penv.pem.protocols.backends import BACKENDS, need
 from p2penv.pem.protocols.channel import ProtocolError
 from p2penv.pem.protocols.market import ENERGY, TICKS, Window, names
 from p2penv.pem.protocols.roster import Own, Published, public
@@ -96,10 +97,11 @@ def run(
         limit: longest time for a window over TCP, longest wait for a message in process [s].
 
     Raises:
+        ImportError: the extra is not installed.
         ValueError: an option out of range.
         ProtocolError: processes that do not start.
     """
-    from p2penv.pem.protocols.backends import BACKENDS
+    need()
     from p2penv.pem.protocols.keys import check_bits
 
     validation.choice("backend", backend, BACKENDS)

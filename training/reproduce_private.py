@@ -17,6 +17,7 @@ import numpy as np
 from p2penv.core import validation
 from p2penv.pem import load_scenario
 from p2penv.pem.protocols import plain
+from p2penv.pem.protocols.backends import need
 from p2penv.pem.protocols.market import Backend, Window
 from p2penv.pem.rules import GENERAL
 from training.figures import legend, panels, save
@@ -107,8 +108,10 @@ def private(
         The files written, pictures and tables.
 
     Raises:
+        ImportError: the extra is not installed.
         ValueError: an option out of range.
     """
+    need()
     validation.count("windows", windows)
     validation.choice("middle", middle, tuple(homes))
     found: dict[tuple[int, int], list[Measured]] = {}

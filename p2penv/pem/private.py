@@ -15,6 +15,7 @@ from p2penv.core import validation
 from p2penv.core.arrays import Array, row_sum
 from p2penv.pem import rules, settlement
 from p2penv.pem.protocols import plain
+from p2penv.pem.protocols.backends import need
 from p2penv.pem.protocols.market import ENERGY, FULL, HOMES, PRICE_BITS, TICKS, Backend, Clearing, Window, price_ticks
 from p2penv.pem.rules import EXTREME, GENERAL, NO_MARKET, Prices
 from p2penv.pem.settlement import Homes, Reports, Settlement, Terms
@@ -44,7 +45,7 @@ class PrivateClearing:
     def __init__(
         self, backend: Backend, every: int, size: int, prices: Prices, community: Community | None = None
     ) -> None:
-        _need(backend)
+        need()
         self.backend, self.every, self.size = backend, validation.count("private_every", every), size
         if size > HOMES:
             raise ValueError(f"clearing {backend!r} takes at most {HOMES} homes, got {size}")
@@ -144,12 +145,3 @@ def of_row(batch: Any, row: int) -> Any:
         rows = [of_row(each, row) for each in batch]
         return tuple(rows) if type(batch) is tuple else type(batch)(*rows)
     return np.asarray(batch[row : row + 1], dtype=np.float64)
-
-
-def _need(backend: str) -> None:
-    try:
-        if backend == "committee":
-            import mpyc  # noqa: F401
-        import p2penv.pem.protocols.clearing  # noqa: F401
-    except ImportError as error:
-        raise ImportError(f"clearing {backend!r} needs the extra: pip install p2penv[private]") from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import MutableMapping
 from dataclasses import dataclass, field
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -13,6 +14,17 @@ from p2penv.pem.protocols.channel import Party
 from p2penv.pem.protocols.roster import Own, Public
 
 BACKENDS = ("committee", "hardened", "paper")
+PACKAGES = ("cryptography", "gmpy2", "mpyc", "tno")  # of the extra
+
+
+def need() -> None:
+    """Refuse what takes the extra where it is not installed.
+
+    Raises:
+        ImportError: names what is missing, and the extra.
+    """
+    if missing := [name for name in PACKAGES if find_spec(name) is None]:
+        raise ImportError(f"private clearing needs {', '.join(missing)}: pip install 'p2penv[private]'")
 
 
 class Options(TypedDict):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 from p2penv.core import validation
 from p2penv.pem.protocols import plain
+from p2penv.pem.protocols.backends import need
 from p2penv.pem.protocols.market import Backend, Clearing, Window
-from p2penv.pem.protocols.member import Community
+
+if TYPE_CHECKING:
+    from p2penv.pem.protocols.member import Community
 
 
 def clear(
@@ -24,12 +27,14 @@ def clear(
         timeout: longest wait for a message [s].
 
     Raises:
+        ImportError: the extra is not installed.
         ValueError: unknown backend, no community where one is needed, or too small a one.
         ProtocolError: a party that does not keep to the protocol.
     """
     validation.choice("backend", backend, get_args(Backend))
     if backend == "plain":
         return plain.clear(window)
+    need()
     module = import_module(f"p2penv.pem.protocols.{backend}")
     if backend == "committee":
         cleared: Clearing = module.clear(window, timeout)
