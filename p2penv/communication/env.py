@@ -246,7 +246,7 @@ class Communication:
             load = base - self.renewable_sd * noise["renewable"]
         else:
             # In memory the environments lie side by side, as in the noise.
-            load = (xp.broadcast_to(base[:, None], (*base.shape, num_envs)) + 0.0).T
+            load = xp.repeat(base[:, None], num_envs, axis=1).T
         price = rules.price_at(params, row_sum(load), self.settlement == "physical")
         zero = 0.0 * price
         return State(load, price, zero, xp.astype(zero, xp.int32))
