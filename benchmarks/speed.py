@@ -30,7 +30,6 @@ from p2penv.communication import Scenario, load_scenario
 from p2penv.communication.equilibrium import variational_equilibrium
 from p2penv.communication.rules import Params
 from p2penv.core.contract import Draw
-from p2penv.faces.parallel import MarketParallelEnv
 from p2penv.faces.vector import MarketVectorEnv
 from training.runs import versions, write_csv, write_json
 
@@ -63,10 +62,7 @@ def seconds(call: Callable[[], Any], repeats: int, calls: int = 1) -> float:
 
 
 def single_steps(quick: bool) -> Iterator[Row]:
-    """Steps of the parallel face; the resets between them are not counted.
-
-    A reset leaves less of the step's code and data in the caches, so one-shot steps are timed in a row too.
-    """
+    """Steps of the parallel face; the resets between them are not counted."""
     for kind, horizon in (("one-shot", 1), ("repeated", ENDLESS)):
         for infos, target in (("none", "<= 25" if horizon == 1 else ""), ("full", "<= 30" if horizon == 1 else "")):
             env = p2penv.make_parallel("communication_v0", horizon=horizon, infos=infos)
@@ -86,17 +82,7 @@ def single_steps(quick: bool) -> Iterator[Row]:
                     env.step(joint)
                     spent += time.perf_counter() - start
                 medians.append(1e6 * spent / steps)
-            name, aim = f"parallel step, {kind}, infos={infos!r}", "20" if target else ""
-            yield Row(name, median(medians), "µs", target, aim)
-            if horizon == 1:
-                spent = seconds(partial(step_again, env, actions), 3 if quick else 15, 100 if quick else 2000)
-                yield Row(name, 1e6 * spent, "µs", target, aim, "in a row, without resets between")
-
-
-def step_again(env: MarketParallelEnv, actions: Iterator[Any]) -> None:
-    """One more step, as if the episode went on."""
-    env.agents = env.possible_agents
-    env.step(next(actions))
+            yield Row(f"parallel step, {kind}, infos={infos!r}", median(medians), "µs", target, "20" if target else "")
 
 
 def step_next(env: MarketVectorEnv, actions: Iterator[Any]) -> Any:

@@ -425,10 +425,10 @@ def test_seeds_matter_and_unseeded_resets_go_on():
 @pytest.mark.parametrize(("market", "own"), [((), ()), (("m",), ()), ((), ("o",)), (("x'}", "{y"), ('"z"', "a\\n"))])
 def test_records_hold_the_market_and_the_own_values(market, own):
     """Any text may be a key, though code is written for them."""
-    columns = [[float(10 * n), 10 * n + 1.0] for n in range(len(own))]
-    found = records(market, own)(["a", "b"], *range(len(market)), *columns)
+    columns = {key: np.array([[10.0 * n, 10.0 * n + 1.0]]) for n, key in enumerate(own)}
+    found = records(market, own)(["a", "b"], {key: np.array([n]) for n, key in enumerate(market)} | columns)
     for row, agent in enumerate(("a", "b")):
-        own_values = (column[row] for column in columns)
+        own_values = (column[0, row] for column in columns.values())
         assert found[agent] == dict(zip((*market, *own), (*range(len(market)), *own_values), strict=True))
     assert list(found) == ["a", "b"]
 

@@ -192,6 +192,8 @@ class Communication:
         )
         # The weights of the exact potential: divided by them, all agents climb the same function.
         self.reward_scale: Array = self.params.slope / self.params.slope.mean()
+        self._half = 0.5 * self.variance_max
+        self._middle = 1.0 + self._half
         self._innovation = self.renewable_sd * float(np.sqrt(1.0 - self.autoregression**2))
         self._set_scales()
 
@@ -264,7 +266,7 @@ class Communication:
         """Shift x and variance V ``(..., N)`` of actions ``(..., N, 2)``."""
         shift = params.max_shift * actions[..., 0]
         least = rules.least_variance(params, shift)
-        return shift, least * (0.5 * self.variance_max * actions[..., 1] + (1.0 + 0.5 * self.variance_max))
+        return shift, least * (self._half * actions[..., 1] + self._middle)
 
     def encode(self, params: Params, shift: Array, variance: Array | None = None) -> Array:
         """Actions ``(..., N, 2)`` of shifts and variances (the least ones if not given) ``(..., N)``."""

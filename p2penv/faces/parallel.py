@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -20,20 +21,21 @@ Infos = dict[str, dict[str, float]]
 
 
 def records(market_keys: tuple[str, ...], agent_keys: tuple[str, ...]) -> Callable[..., Infos]:
-    """A function of the agents, one value for each market key and one list for each agent key: everybody's infos.
+    """A function of the agents and of arrays ``(1,)`` by market key and ``(1, N)`` by agent key: everybody's infos.
 
     As ``namedtuple`` does, it writes the code for the keys: ``{"price": m0, "shift": a0}`` takes a third of the time
     of ``dict(zip(keys, values))``, and there is one for each agent and step.
 
-    >>> records(("price",), ("shift",))(["a", "b"], 9.5, [0.0, 1.0])
+    >>> records(("price",), ("shift",))(["a", "b"], {"price": np.array([9.5]), "shift": np.array([[0.0, 1.0]])})
     {'a': {'price': 9.5, 'shift': 0.0}, 'b': {'price': 9.5, 'shift': 1.0}}
     """
     market, own = ([f"{kind}{n}" for n in range(len(keys))] for kind, keys in (("m", market_keys), ("a", agent_keys)))
-    columns = [f"{name}s" for name in own]
     pairs = zip((*market_keys, *agent_keys), (*market, *own), strict=True)
     record = ", ".join(f"{key!r}: {name}" for key, name in pairs)
-    rows = f"for {', '.join(('agent', *own))}, in zip({', '.join(('agents', *columns))})"
-    source = f"lambda {', '.join(('agents', *market, *columns))}: {{agent: {{{record}}} {rows}}}"
+    columns = ", ".join(("agents", *(f"info[{key!r}].tolist()[0]" for key in agent_keys)))
+    rows = f"{{agent: {{{record}}} for {', '.join(('agent', *own))}, in zip({columns})}}"
+    values = ", ".join(f"info[{key!r}].item()" for key in market_keys)
+    source = f"lambda agents, info: (lambda {', '.join(market)}: {rows})({values})"
     built: Callable[..., Infos] = eval(source, {"__builtins__": {"zip": zip}})
     return built
 
@@ -57,6 +59,7 @@ class MarketParallelEnv(ParallelEnv[str, Observation, NDArray[Any]]):
         self.render_mode = validation.choice("render_mode", render_mode, (None, *self.metadata["render_modes"]))
         self.possible_agents = list(self.runner.agents)
         self.agents: list[str] = []
+        self._pick = itemgetter(*self.possible_agents, self.possible_agents[0])  # of one name it makes no tuple
         self.observation_spaces = self.runner.observation_spaces
         self.action_spaces = self.runner.action_spaces
         self.state_space = spaces.Box(-1.0, 1.0, (int(np.prod(self.runner.observation_shape)),), np.float32)
@@ -125,9 +128,9 @@ class MarketParallelEnv(ParallelEnv[str, Observation, NDArray[Any]]):
         if not isinstance(actions, dict):
             raise TypeError(f"actions must be a dictionary by agent, got {type(actions).__name__}")
         try:
-            rows = [actions[agent] for agent in self.agents]
+            rows = self._pick(actions)[:-1]
         except KeyError:
-            rows = []
+            rows = ()
         if len(rows) != len(actions) or not rows:
             names = set(self.agents)
             missing, unknown = sorted(names - actions.keys()), sorted(actions.keys() - names, key=str)
@@ -153,8 +156,7 @@ class MarketParallelEnv(ParallelEnv[str, Observation, NDArray[Any]]):
             return {agent: {} for agent in self.agents}
         if self._records is None:
             self._records = records(self._market_keys, self._agent_keys)
-        market = [info[key].item() for key in self._market_keys]
-        return self._records(self.agents, *market, *[info[key].tolist()[0] for key in self._agent_keys])
+        return self._records(self.agents, info)
 
     def state(self) -> Observation:
         """All observations, flattened ``(N·F,)``."""
