@@ -13,6 +13,8 @@ CASES: tuple[tuple[Backend, int, str, str], ...] = (
     ("paper", 100, "<= 1", "0.5"),
     ("paper", 200, "<= 2", "1"),
     ("paper", 300, "<= 2.5", "1.2"),
+    ("hardened", 100, "", ""),
+    ("hardened", 200, "", ""),
     ("hardened", 300, "<= 5", ""),
     ("committee", 300, "<= 0.8", ""),
 )
