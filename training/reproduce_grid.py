@@ -205,7 +205,7 @@ def _operator(study: Study, out: Path) -> Part:
                 "traded_kwh": flows(scenario, found).traded,
                 "imported_kwh": scenario.step_hours * float(found.schedules.grid.sum()),
                 "peak_import_kw": float(state.grid_active.max()),
-                "peak_loading": float((_apparent(state) / scenario.line_limit).max()),
+                "peak_loading": float((state.apparent / scenario.line_limit).max()),
                 "lowest_voltage": float(state.voltage.min()),
                 # What everybody without a contract pays moves with the price.
                 "passive_bills": float((flows(scenario, found).price * scenario.passive_total[:-1]).sum()),
@@ -431,13 +431,9 @@ def _state(scenario: Scenario, found: Equilibrium) -> rules.NetworkState:
     return rules.state_of(scenario, rules.net_demand(found.schedules))
 
 
-def _apparent(state: rules.NetworkState) -> Floats:
-    return np.asarray(np.hypot(state.active, state.reactive))
-
-
 def room_left(scenario: Scenario, share: float) -> Scenario:
     """Line limits that leave prosumers a share of the room above the peaks of the passive loads."""
-    passive = _apparent(rules.passive_state(scenario)).max(axis=0)
+    passive = rules.passive_state(scenario).apparent.max(axis=0)
     return scenario.replace(line_limit=np.maximum(passive + share * (scenario.line_limit - passive), 1e-3))
 
 
@@ -477,14 +473,14 @@ def _lines(study: Study, out: Path) -> Part:
     for each in days:
         row: dict[str, Any] = {"room": each.share, "feasible": each.nash is not None}
         if each.nash is not None and each.social is not None:
-            loading = _apparent(_state(each.scenario, each.nash)) / each.scenario.line_limit
+            loading = _state(each.scenario, each.nash).apparent / each.scenario.line_limit
             row |= {"cost": float(each.nash.cost.sum()), "least_cost": each.social.potential,
                     "lines_at_limit": int((loading.max(axis=0) > REACHED).sum())}  # fmt: skip
         rows.append(row)
     feasible = [each for each in days if each.nash is not None]
     tight, limits = feasible[-1], feasible[-1].scenario.line_limit
     without, within = (
-        _apparent(_state(each.scenario, each.nash)).max(axis=0) / limits for each in (days[0], tight) if each.nash
+        _state(each.scenario, each.nash).apparent.max(axis=0) / limits for each in (days[0], tight) if each.nash
     )
     figure, axes = panels("Highest loading of each line", "line", "part of the tightest limit")
     place = np.arange(len(limits))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import inspect
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,39 @@ def count(name: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
         raise ValueError(f"{name} must be a whole number >= 1, got {value!r}")
     return int(value)
+
+
+def seed(name: str, value: Any) -> int:
+    """``value`` as a whole number of at least 0."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 0:
+        raise ValueError(f"{name} must be a whole number >= 0, got {value!r}")
+    return int(value)
+
+
+def forecast(ahead: Any, error: Any, horizon: int, unit: str) -> tuple[int, float]:
+    """How many steps ahead forecasts look, 0 for none, and their relative error: 0.1 if not given."""
+    steps = int(number("forecast", ahead, 0, horizon))
+    if steps != ahead:
+        raise ValueError(f"forecast must be a whole number of {unit}, got {ahead!r}")
+    if error is not None and not steps:
+        raise ValueError(f"forecast_error is for forecasts; forecast is 0, got forecast_error={error!r}")
+    return steps, number("forecast_error", 0.1 if error is None else error, 0.0)
+
+
+def refuse_idle(of: Callable[..., Any], **options: tuple[Any, bool, str]) -> None:
+    """Refuse options that are set and would do nothing.
+
+    Args:
+        of: whose options they are.
+        **options: value, whether it does anything, and what it belongs to.
+
+    Raises:
+        ValueError: an option that does nothing differs from its default.
+    """
+    usual = inspect.signature(of).parameters
+    for name, (value, used, owner) in options.items():
+        if not used and not np.array_equal(value, usual[name].default):
+            raise ValueError(f"{name} belongs to {owner} and would do nothing here; leave it out, got {value!r}")
 
 
 def vector(

@@ -15,8 +15,9 @@ from p2penv.core import validation
 from p2penv.core.arrays import Array, clip, namespace, row_max, row_sum, safe_divide
 from p2penv.core.contract import Draw, Noise, Policy, Role, Step
 from p2penv.core.params import cast, freeze
-from p2penv.grid import measures, rules
+from p2penv.grid import rules
 from p2penv.grid.feasible import absorb, backed, charge_floor
+from p2penv.grid.measures import Measures
 from p2penv.grid.observations import Observer
 from p2penv.grid.rules import NetworkState, Schedules
 from p2penv.grid.scenario import Scenario, load_scenario
@@ -225,14 +226,7 @@ class Grid:
         highest = float((scenario.grid_slope * (scenario.params.passive_total + scenario.demand.sum(axis=1))).max())
         limit_price = 2.0 * highest if limit_price is None else limit_price
         self.limit_price = validation.number("limit_price", limit_price, 0.0, open_low=True)
-        self.forecast = int(validation.number("forecast", forecast, 0, self.horizon))
-        if self.forecast != forecast:
-            raise ValueError(f"forecast must be a whole number of hours, got {forecast!r}")
-        if forecast_error is not None and not self.forecast:
-            raise ValueError(f"forecast_error is for forecasts; forecast is 0, got forecast_error={forecast_error!r}")
-        self.forecast_error = validation.number(
-            "forecast_error", 0.1 if forecast_error is None else forecast_error, 0.0
-        )
+        self.forecast, self.forecast_error = validation.forecast(forecast, forecast_error, self.horizon, "hours")
         self.infos = validation.choice("infos", infos, ("full", "network", "none"))
         size, slots = scenario.partner.shape
         self.action_names: tuple[str, ...] = (*OWN, *(f"trade_{slot}" for slot in range(slots)))
@@ -241,8 +235,7 @@ class Grid:
             *([Role("dno", 1, 2)] if self.led else []),
         )
         self._solutions: dict[str, Equilibrium] = {}
-        self._loose: dict[str, Equilibrium] = {}
-        self._days: dict[str, dict[str, Floats]] = {}
+        self._measures = Measures(self)
         self.params = freeze(self._parameters())
         errors = {"forecast": Draw("normal", (size, 2))} if self.forecast else {}
         self.initial_noise: Mapping[str, Draw] = errors
@@ -290,7 +283,7 @@ class Grid:
             s.storage_min, final, s.storage_power, s.leakage, s.charge_efficiency, s.step_hours, s.hours
         )
         alone = rules.passive_state(market, slice(None))
-        largest = np.maximum(np.hypot(alone.active, alone.reactive).max(axis=0), 1e-9)
+        largest = np.maximum(alone.apparent.max(axis=0), 1e-9)
         scale = np.where(np.isfinite(s.line_limit), s.line_limit, largest)
         hours, slots = s.hours + 1, s.partner.shape
         shadows = [np.zeros((hours, *slots)), np.zeros((hours, s.size)), np.zeros((hours, 1))]
@@ -442,7 +435,7 @@ class Grid:
         time = state.time + 1
         loading, voltage = state.loading, state.voltage
         if self.led:
-            loading = _apparent(hour.network) / params.line_scale
+            loading = hour.network.apparent / params.line_scale
             widest = xp.maximum(1.0 - params.market.voltage_min, params.market.voltage_max - 1.0)
             voltage = (hour.network.voltage - 1.0) / widest
         after = State(
@@ -467,12 +460,11 @@ class Grid:
     def _info(self, params: Params, hour: Hour, charge: Array) -> dict[str, Array]:
         market, flows, network = params.market, hour.flows, hour.network
         xp, size = namespace(charge), abs(flows.trade)
-        apparent = _apparent(network)
         info = {
             "price": hour.grid_price,
             "imported": hour.imported,
             "traded": 0.5 * market.step_hours * row_sum(row_sum(size)),
-            "loading": row_max(apparent / params.line_scale),
+            "loading": row_max(network.apparent / params.line_scale),
             "voltage_low": -row_max(-network.voltage),
             "voltage_high": row_max(network.voltage),
             "line_excess": row_sum(network.line_excess),
@@ -484,7 +476,7 @@ class Grid:
         }
         if self.infos == "network":
             buses = self.scenario.feeder
-            info |= {f"flow_{buses.buses[bus]}": apparent[:, line] for line, bus in enumerate(buses.fed)}
+            info |= {f"flow_{buses.buses[bus]}": network.apparent[:, line] for line, bus in enumerate(buses.fed)}
             info |= {f"voltage_{bus}": network.voltage[:, place] for place, bus in enumerate(buses.buses)}
         columns = {
             "partners": row_sum(market.slots) + 0.0 * charge,
@@ -616,15 +608,10 @@ class Grid:
         mean distance of purchases from the grid to the equilibrium's, and ``trade_distance``, that of net trades [kW].
         Where no schedules keep all limits, ``nearest`` says that one without them stands in, and pays its fees.
         """
-        return measures.assess(self, params, state, actions)
+        return self._measures.assess(params, state, actions)
 
     def render(self, state: State, info: Mapping[str, Array]) -> Figure:
         """Picture of environment 0; needs the ``render`` extra."""
         from p2penv.grid.render import draw
 
         return draw(self, state, info)
-
-
-def _apparent(network: NetworkState) -> Array:
-    """Apparent power of lines ``(E, L)`` [kVA]."""
-    return namespace(network.active).sqrt(network.active**2 + network.reactive**2)

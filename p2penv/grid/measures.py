@@ -25,68 +25,81 @@ WIDE = {
 }  # fmt: skip
 
 
-def assess(env: Grid, params: Params, state: State, actions: Array) -> dict[str, Array]:
-    """Costs and gains ``(E, N)``, social costs ``(E,)``; see ``Grid.assess`` [€]."""
-    from p2penv.grid.equilibrium import competitive_gain, exploitability
+class Measures:
+    """Measures of an environment; what they compare with is worked out once.
 
-    hours = [env.play(params, type(state)(*(leaf[hour] for leaf in state)), each) for hour, each in enumerate(actions)]
-    envs, size = actions.shape[1], env.scenario.size
-    measures = _costs(env, hours)
-    for ending, name in BESIDE.items():
-        measures |= {field + ending: np.repeat(cost, envs, axis=0) for field, cost in _day(env, name).items()}
-    names = ("exploitability", "competitive_gain", "grid_distance", "trade_distance")
-    gain, competitive, grid, trade = (np.zeros((envs, size)) for _ in names)
-    found = _nearest(env, "vgne")
-    exact = found.schedules
-    leaves = [np.stack(leaf, axis=1) for leaf in zip(*(hour.planned for hour in hours), strict=True)]
-    for each in range(envs):
-        day = Schedules(*(np.asarray(leaf[each], np.float64) for leaf in leaves))
-        gain[each] = np.maximum(exploitability(env.scenario, day), 0.0)
-        competitive[each] = competitive_gain(env.scenario, day, found.multipliers)
-        grid[each] = abs(day.grid - exact.grid).mean(axis=0)
-        trade[each] = abs(day.trade.sum(axis=-1) - exact.trade.sum(axis=-1)).mean(axis=0)
-    columns = [gain, competitive, grid, trade]
-    if env.led:
-        more = [
-            (env.tariff_max - hour.tariff) * env.scenario.step_hours * abs(hour.flows.trade).sum(axis=(1, 2))
-            + (env.fee_max - hour.factor) * hour.push.sum(axis=1)
-            for hour in hours
+    Args:
+        env: the environment.
+    """
+
+    def __init__(self, env: Grid) -> None:
+        self.env = env
+        self._loose: dict[str, Equilibrium] = {}
+        self._days: dict[str, dict[str, Floats]] = {}
+
+    def assess(self, params: Params, state: State, actions: Array) -> dict[str, Array]:
+        """Costs and gains ``(E, N)``, social costs ``(E,)``; see ``Grid.assess`` [€]."""
+        from p2penv.grid.equilibrium import competitive_gain, exploitability
+
+        env = self.env
+        hours = [
+            env.play(params, type(state)(*(leaf[hour] for leaf in state)), each) for hour, each in enumerate(actions)
         ]
-        last = [np.sum(more, axis=0), *(np.zeros(envs) for _ in columns[1:])]
-        columns = [np.concatenate([own, more[:, None]], axis=1) for own, more in zip(columns, last, strict=True)]
-    return measures | dict(zip(names, columns, strict=True)) | {"nearest": np.full(envs, bool(env._loose))}
+        envs, size = actions.shape[1], env.scenario.size
+        measures = self._costs(hours)
+        for ending, name in BESIDE.items():
+            measures |= {field + ending: np.repeat(cost, envs, axis=0) for field, cost in self._day(name).items()}
+        names = ("exploitability", "competitive_gain", "grid_distance", "trade_distance")
+        gain, competitive, grid, trade = (np.zeros((envs, size)) for _ in names)
+        found = self._nearest("vgne")
+        exact = found.schedules
+        leaves = [np.stack(leaf, axis=1) for leaf in zip(*(hour.planned for hour in hours), strict=True)]
+        for each in range(envs):
+            day = Schedules(*(np.asarray(leaf[each], np.float64) for leaf in leaves))
+            gain[each] = np.maximum(exploitability(env.scenario, day), 0.0)
+            competitive[each] = competitive_gain(env.scenario, day, found.multipliers)
+            grid[each] = abs(day.grid - exact.grid).mean(axis=0)
+            trade[each] = abs(day.trade.sum(axis=-1) - exact.trade.sum(axis=-1)).mean(axis=0)
+        columns = [gain, competitive, grid, trade]
+        if env.led:
+            more = [
+                (env.tariff_max - hour.tariff) * env.scenario.step_hours * abs(hour.flows.trade).sum(axis=(1, 2))
+                + (env.fee_max - hour.factor) * hour.push.sum(axis=1)
+                for hour in hours
+            ]
+            last = [np.sum(more, axis=0), *(np.zeros(envs) for _ in columns[1:])]
+            columns = [np.concatenate([own, more[:, None]], axis=1) for own, more in zip(columns, last, strict=True)]
+        return measures | dict(zip(names, columns, strict=True)) | {"nearest": np.full(envs, bool(self._loose))}
 
+    def _costs(self, hours: list[Hour]) -> dict[str, Array]:
+        """Costs of days given hour by hour."""
+        cost = np.sum([hour.cost for hour in hours], axis=0)
+        social = cost.sum(axis=1)
+        if self.env.led:
+            cost = np.concatenate([cost, -np.sum([hour.operator for hour in hours], axis=0)[:, None]], axis=1)
+        return {"cost": cost, "social_cost": social}
 
-def _costs(env: Grid, hours: list[Hour]) -> dict[str, Array]:
-    """Costs of days given hour by hour."""
-    cost = np.sum([hour.cost for hour in hours], axis=0)
-    social = cost.sum(axis=1)
-    if env.led:
-        cost = np.concatenate([cost, -np.sum([hour.operator for hour in hours], axis=0)[:, None]], axis=1)
-    return {"cost": cost, "social_cost": social}
+    def _day(self, name: str) -> dict[str, Floats]:
+        """Costs ``(1, N)`` of a policy's day, worked out once."""
+        if name not in self._days:
+            env = self.env
+            policy, hours = env.follow(self._nearest(name).schedules), []
+            noise = {key: np.zeros((1, *draw.shape)) for key, draw in env.noise.items()}
+            state = env.initial(env.params, noise, 1)
+            for _ in range(env.horizon):
+                actions = policy.act(env.params, None, state, {})
+                hours.append(env.play(env.params, state, actions))
+                state = env.step(env.params, state, actions, noise).state
+            self._days[name] = self._costs(hours)
+        return self._days[name]
 
+    def _nearest(self, name: str) -> Equilibrium:
+        """The solver's result, without limits of the network where no schedules keep them."""
+        from p2penv.grid.equilibrium import InfeasibleError, variational_equilibrium
 
-def _day(env: Grid, name: str) -> dict[str, Floats]:
-    """Costs ``(1, N)`` of a policy's day, worked out once."""
-    if name not in env._days:
-        policy, hours = env.follow(_nearest(env, name).schedules), []
-        noise = {key: np.zeros((1, *draw.shape)) for key, draw in env.noise.items()}
-        state = env.initial(env.params, noise, 1)
-        for _ in range(env.horizon):
-            actions = policy.act(env.params, None, state, {})
-            hours.append(env.play(env.params, state, actions))
-            state = env.step(env.params, state, actions, noise).state
-        env._days[name] = _costs(env, hours)
-    return env._days[name]
-
-
-def _nearest(env: Grid, name: str) -> Equilibrium:
-    """The solver's result, without limits of the network where no schedules keep them."""
-    from p2penv.grid.equilibrium import InfeasibleError, variational_equilibrium
-
-    try:
-        return env.solution(name)
-    except InfeasibleError:
-        if name not in env._loose:
-            env._loose[name] = variational_equilibrium(env.scenario.replace(**WIDE), KINDS[name])
-        return env._loose[name]
+        try:
+            return self.env.solution(name)
+        except InfeasibleError:
+            if name not in self._loose:
+                self._loose[name] = variational_equilibrium(self.env.scenario.replace(**WIDE), KINDS[name])
+            return self._loose[name]

@@ -92,7 +92,7 @@ def _feeder(axes: Axes, env: Grid, net: Floats, hour: int, cut: float) -> None:
     """The tree, with voltages and apparent powers at net demands ``(n,)`` of an hour, α cut already."""
     feeder, found = env.scenario.feeder, env.flows_at(net, hour, cut)
     x, y = _places(feeder, np.diag(np.asarray(env.params.market.R)))
-    apparent = np.hypot(found.active, found.reactive)
+    apparent = found.apparent
     widths = 0.6 + 4.0 * apparent / max(float(apparent.max()), 1e-9)
     for line, bus in enumerate(feeder.fed):
         parent = feeder.parent[bus]

@@ -221,7 +221,7 @@ def _relaxed(scenario: Scenario, schedules: Schedules) -> Limits:
     limits = Limits.of(scenario)
     state = rules.state_of(scenario.params, net)
     if scenario.reactive:
-        line, low, high, angle = np.hypot(state.active, state.reactive), state.voltage, state.voltage, abs(state.angle)
+        line, low, high, angle = state.apparent, state.voltage, state.voltage, abs(state.angle)
     else:
         # How much is missed with the best reactive flows.
         program = Program()

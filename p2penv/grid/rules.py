@@ -90,6 +90,7 @@ class NetworkState(NamedTuple):
 
     active: Array  # (..., L) p^ℓ into the bus a line feeds [kW]
     reactive: Array  # (..., L) q^ℓ [kvar]
+    apparent: Array  # (..., L) √(p² + q²) [kVA]
     voltage: Array  # (..., B) [p.u.]
     angle: Array  # (..., B) [rad]
     grid_active: Array  # (...) p^tg at the source [kW]
@@ -347,18 +348,19 @@ def network_state(params: Any, injections: Array, reactive: Array | None = None)
     params = _params(params)
     xp = namespace(injections)
     p, q, rise, angle = _flows(params, injections, 0.0 * injections if reactive is None else reactive, -1.0)
-    voltage = 1.0 + rise
+    apparent, voltage = xp.sqrt(p * p + q * q), 1.0 + rise
     grid_active = -row_sum(injections)
     grid_reactive = 0.0 * grid_active - (0.0 if reactive is None else row_sum(reactive))
     short, over = params.import_min - grid_active, grid_active - params.import_max
     return NetworkState(
         p,
         q,
+        apparent,
         voltage,
         angle,
         grid_active,
         grid_reactive,
-        positive(xp.sqrt(p * p + q * q) - params.line_limit),
+        positive(apparent - params.line_limit),
         positive(xp.maximum(params.voltage_min - voltage, voltage - params.voltage_max)),
         positive(xp.abs(angle) - params.angle_limit),
         positive(xp.maximum(short, over)),
