@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from p2penv.core import validation
 from p2penv.dpvcg import continuous, finite, rules
-from p2penv.dpvcg.mechanisms import ExponentialMechanism, LaplaceMechanism, Mechanism, check_seed
+from p2penv.dpvcg.mechanisms import ExponentialMechanism, LaplaceMechanism, Mechanism
 from p2penv.dpvcg.privacy import Accountant, epsilon_lower_bound, privacy_loss, worst_loss
 from p2penv.dpvcg.rules import Bids
 from p2penv.dpvcg.typespace import TypeSpace, with_report
@@ -101,7 +101,7 @@ def audit(
     """
     if validation.count("samples", samples) < 2:
         raise ValueError(f"samples must be at least 2, one to choose an event and one to count it, got {samples}")
-    scenario, rng = mechanism.scenario, np.random.default_rng(check_seed("seed", seed))
+    scenario, rng = mechanism.scenario, np.random.default_rng(validation.seed("seed", seed))
     accountant = Accountant()
     for _ in range(validation.count("rounds", rounds)):
         accountant.spend(mechanism.epsilon)

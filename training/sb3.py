@@ -194,7 +194,7 @@ def _path(env: MarketEnv, policy: Policy, episodes: int = 4) -> Floats:
 
 
 def rehearsal(env: MarketEnv) -> MarketEnv:
-    """The market to measure in: without the protocols of one that clears by them, if it can do without."""
+    """The market to measure in: its faster equal, if it has one."""
     return env.rehearsal() if hasattr(env, "rehearsal") else env
 
 

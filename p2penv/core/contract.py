@@ -49,7 +49,12 @@ class Step(NamedTuple):
 
 
 class MarketEnv(Protocol):
-    """A batched, pure market environment: one-shot games terminate, repeated ones truncate, never both."""
+    """A batched, pure market environment: one-shot games terminate, repeated ones truncate, never both.
+
+    Learners use two members more of a market that has them. ``worth(params, state)``: what a state is worth to each
+    agent ``(E, N)`` should the episode end in it, so that rewards can be shaped by it. ``rehearsal()``: a faster market
+    that pays the same but for rounding, to measure in.
+    """
 
     name: str
     metadata: Mapping[str, Any]

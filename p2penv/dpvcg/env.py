@@ -176,12 +176,12 @@ class DPVCG:
         self.payments = mechanisms.check_payments(kind, payments)
         validation.choice("support", support, ("continuous", "finite"))
         validation.choice("calibration", calibration, ("declared", "paper"))
-        mechanisms.check_seed("range_seed", range_seed)
+        validation.seed("range_seed", range_seed)
         validation.count("range_size", range_size)
         validation.count("laplace_samples", laplace_samples)
         self.report = validation.choice("report", report, PARAMETERS)
         drawn, ranged = kind == "exponential", kind == "exponential" and support == "finite"
-        mechanisms.refuse_idle(
+        validation.refuse_idle(
             DPVCG,
             epsilon=(epsilon, kind != "vcg", "mechanism='exponential' or 'laplace'"),
             support=(support, drawn, "mechanism='exponential'"),

@@ -6,8 +6,7 @@ true ones; every method takes ``reports``, by default the truth.
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, Literal, Protocol
 
@@ -188,7 +187,7 @@ class ExponentialMechanism:
         drawn, owner = support == "finite" and not isinstance(points, finite.Range), "support='finite'"
         if isinstance(points, finite.Range):
             owner = "ranges to be drawn; points is a whole one"
-        refuse_idle(
+        validation.refuse_idle(
             ExponentialMechanism,
             range_size=(range_size, drawn, owner),
             seed=(seed, drawn, owner),
@@ -211,7 +210,7 @@ class ExponentialMechanism:
             if isinstance(points, finite.Range):
                 self.table = finite.check_range(points, scenario.bounds, balance_tolerance=balance_tolerance)
             else:
-                size, seed = validation.count("range_size", range_size), check_seed("seed", seed)
+                size, seed = validation.count("range_size", range_size), validation.seed("seed", seed)
                 self.table = finite.draw_range(
                     scenario.bounds, size, seed, sampler, points, balance_tolerance=balance_tolerance
                 )
@@ -335,7 +334,7 @@ class LaplaceMechanism:
         self.epsilon = self.nominal_epsilon = check_epsilon(epsilon)
         self.space = declared_space(scenario, space)
         count = validation.count("samples", samples)
-        self.draws = np.random.default_rng(check_seed("seed", seed)).laplace(
+        self.draws = np.random.default_rng(validation.seed("seed", seed)).laplace(
             size=(count, scenario.size, self.space.statistics)
         )
         """(S, n, k) fixed unit draws"""
@@ -452,29 +451,6 @@ def declared_space(scenario: Scenario, space: TypeSpace | None) -> TypeSpace:
             f"limits ({space.scenario.name}); build TypeSpace(scenario, kind, low, high)"
         )
     return space
-
-
-def refuse_idle(of: Callable[..., Any], **options: tuple[Any, bool, str]) -> None:
-    """Refuse options that are set and would do nothing.
-
-    Args:
-        of: whose options they are.
-        **options: value, whether it does anything, and what it belongs to.
-
-    Raises:
-        ValueError: an option that does nothing differs from its default.
-    """
-    usual = inspect.signature(of).parameters
-    for name, (value, used, owner) in options.items():
-        if not used and not np.array_equal(value, usual[name].default):
-            raise ValueError(f"{name} belongs to {owner} and would do nothing here; leave it out, got {value!r}")
-
-
-def check_seed(name: str, seed: int) -> int:
-    """A seed as a whole number >= 0."""
-    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
-        raise ValueError(f"{name} must be a whole number >= 0, got {seed!r}")
-    return int(seed)
 
 
 def check_epsilon(epsilon: float) -> float:

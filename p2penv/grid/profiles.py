@@ -115,8 +115,7 @@ def community(
     """
     if validation.count("prosumers", prosumers) < 2:
         raise ValueError(f"prosumers must be at least 2, got {prosumers!r}")
-    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
-        raise ValueError(f"seed must be a whole number >= 0, got {seed!r}")
+    validation.seed("seed", seed)
     validation.choice("scale", scale, SCALES)
     for name, share in (("dispatch", dispatch_share), ("storage", storage_share), ("solar", solar_share)):
         validation.number(f"{name}_share", share, 0.0, 1.0)

@@ -214,14 +214,7 @@ class PEM:
             )
         )
         self.deviations = "misreports within the caps, batteries and loads as played" if any(self.caps) else ""
-        self.forecast = int(validation.number("forecast", forecast, 0, self.horizon))
-        if self.forecast != forecast:
-            raise ValueError(f"forecast must be a whole number of windows, got {forecast!r}")
-        if forecast_error is not None and not self.forecast:
-            raise ValueError(f"forecast_error is for forecasts; forecast is 0, got forecast_error={forecast_error!r}")
-        self.forecast_error = validation.number(
-            "forecast_error", 0.1 if forecast_error is None else forecast_error, 0.0
-        )
+        self.forecast, self.forecast_error = validation.forecast(forecast, forecast_error, self.horizon, "windows")
         self.clearing = validation.choice("clearing", clearing, private.BACKENDS)
         if pricing is None:
             pricing = "exact" if clearing == "plain" else "paper"

@@ -138,8 +138,7 @@ def community(
         ValueError: an argument out of range.
     """
     homes = validation.count("homes", homes)
-    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
-        raise ValueError(f"seed must be a whole number >= 0, got {seed!r}")
+    validation.seed("seed", seed)
     for name, value in (("pv_share", pv_share), ("battery_share", battery_share)):
         validation.number(name, value, 0.0, 1.0)
     for name, pair in (("pv_rating", pv_rating), ("annual_use", annual_use)):
