@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from p2penv.grid import load_scenario
 from p2penv.grid.equilibrium import InfeasibleError, variational_equilibrium
-from training import reproduce_grid, reproduce_grid_algorithm
+from training import grid_study, reproduce_grid, reproduce_grid_algorithm, reproduce_grid_trade
 from training.cli import app
 
 pytestmark = pytest.mark.slow
@@ -22,7 +22,7 @@ def written(tmp_path_factory):
     out = tmp_path_factory.mktemp("figures") / "new"
     names: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reproduce_grid, "SEEDS", 4)
+        patch.setattr(reproduce_grid_trade, "SEEDS", 4)
         patch.setattr(reproduce_grid_algorithm, "SIZES", (1.0,))
         patch.setattr(reproduce_grid_algorithm, "DENSITIES", (0.6, 1.0))
         paths = reproduce_grid.grid(out, names.append, prosumers=SIZE)
@@ -99,9 +99,9 @@ def test_who_loses_by_trading(written):
     """Bills worked out here, trades at c^tr and their multiplier; no limit binds in these communities."""
     found = rows(written, "trading-losers")
     assert [(row["community"], row["seed"]) for row in found] == [
-        (name, str(seed)) for name in reproduce_grid.COMMUNITIES for seed in range(4)
+        (name, str(seed)) for name in reproduce_grid_trade.COMMUNITIES for seed in range(4)
     ]
-    for name, options in reproduce_grid.COMMUNITIES.items():
+    for name, options in reproduce_grid_trade.COMMUNITIES.items():
         row = rows(written, "trading-losers", community=name, seed="2")[0]
         scenario = load_scenario(prosumers=12, seed=2, **options)
         alone, traded = variational_equilibrium(scenario, "no_trade"), variational_equilibrium(scenario)
@@ -193,10 +193,10 @@ def test_limits_of_lines(written, scenario):
     assert feasible == sorted(feasible, reverse=True)
     last = feasible.index(False)
     assert rooms[last - 1] - rooms[last] <= 0.011
-    tight = reproduce_grid.room_left(scenario, rooms[last - 1])
+    tight = grid_study.room_left(scenario, rooms[last - 1])
     found = variational_equilibrium(tight)
     with pytest.raises(InfeasibleError):
-        variational_equilibrium(reproduce_grid.room_left(scenario, rooms[last]))
+        variational_equilibrium(grid_study.room_left(scenario, rooms[last]))
     flow = np.zeros((24, 35, 2))
     at_bus = np.zeros((24, 36, 2))
     net = found.schedules.grid + found.schedules.trade.sum(axis=-1)
@@ -216,7 +216,7 @@ def test_limits_of_lines(written, scenario):
     assert (np.diff(least) >= -1e-6 * least[:-1]).all()
     # At no room at all prosumers may not even buy what they need.
     assert not feasible[-1]
-    np.testing.assert_allclose(reproduce_grid.room_left(scenario, 1.0).line_limit, scenario.line_limit)
+    np.testing.assert_allclose(grid_study.room_left(scenario, 1.0).line_limit, scenario.line_limit)
 
 
 def test_each_multiplier_is_explained(written, nash):
