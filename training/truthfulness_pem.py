@@ -328,7 +328,7 @@ def print_worked(found: Sequence[Gain], console: Console) -> None:
     table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_lines=True)
     table.add_column("deviation", width=20)
     table.add_column("pricing", no_wrap=True)
-    for column in ("price", "with it", "gains", "best\ngains", "none\ngains"):
+    for column in ("price", "with it", "gains", "best\ngains", "at\nmost"):
         table.add_column(column, justify="right", no_wrap=True)
     for name in dict.fromkeys(each.case for each in found):
         lines = []
@@ -355,7 +355,7 @@ def print_regret(found: Regret, console: Console) -> None:
         padding=(0, 1, 0, 0),
     )
     table.add_column("agent")
-    for column in ("sells", *(name for pricing in found.pricings for name in (pricing, "none\ngains"))):
+    for column in ("sells", *(name for pricing in found.pricings for name in (pricing, "at\nmost"))):
         table.add_column(column, justify="right", no_wrap=True)
     for row in found.rows():
         cells = []
@@ -368,7 +368,7 @@ def print_regret(found: Regret, console: Console) -> None:
     table.add_column("pricing", no_wrap=True)
     for column in ("sellers,\n% of sales", "buyers,\n% of bill", "most,\ncents/h"):
         table.add_column(column, justify="right", no_wrap=True)
-        table.add_column("none\ngains", justify="right", no_wrap=True)
+        table.add_column("at\nmost", justify="right", no_wrap=True)
     for row in found.totals():
         shares = ("sellers_gain", "sellers_certificate", "buyers_gain", "buyers_certificate")
         table.add_row(

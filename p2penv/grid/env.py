@@ -17,10 +17,11 @@ from p2penv.core.contract import Draw, Noise, Policy, Role, Step
 from p2penv.core.params import cast, freeze
 from p2penv.grid import rules
 from p2penv.grid.feasible import absorb, backed, charge_floor
+from p2penv.grid.loading import load_scenario
 from p2penv.grid.measures import Measures
 from p2penv.grid.observations import Observer
 from p2penv.grid.rules import NetworkState, Schedules
-from p2penv.grid.scenario import Scenario, load_scenario
+from p2penv.grid.scenario import Scenario
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
