@@ -78,6 +78,7 @@ async def play(folder: Path) -> Story:
     market = Deployment(
         {f"home_{home}": [own] for home, own in enumerate(HOMES)},
         PRICES,
+        "committee",
         limit=LIMIT,
         grace=GRACE,
         coalition=1,
@@ -160,7 +161,7 @@ def test_a_party_with_another_certificate_cannot_join(tmp_path, monkeypatch):
 
     async def start():
         homes = {f"home_{home}": [own] for home, own in enumerate(HOMES[:2])}
-        async with Deployment(homes, PRICES, grace=GRACE, folder=tmp_path):
+        async with Deployment(homes, PRICES, "committee", grace=GRACE, folder=tmp_path):
             pass
 
     with pytest.raises(ProtocolError, match=r"home_1 in phase 'control\.join'"):
@@ -176,7 +177,7 @@ from p2penv.pem.rules import Prices
 
 async def main():
     homes = {"home_0": [Own(5, 1, 1, 5)], "home_1": [Own(-5, 0, 0, 0)]}
-    async with Deployment(homes, Prices(800, 900, 1100, 1200), folder=Path(sys.argv[1])) as market:
+    async with Deployment(homes, Prices(800, 900, 1100, 1200), "committee", folder=Path(sys.argv[1])) as market:
         names = (*market.helpers, *market.homes)
         print(*(market.process_id(name) for name in names), market._starter.pid, flush=True)
         await asyncio.sleep(60)

@@ -78,7 +78,7 @@ def windows_at(day: Scenario, places: NDArray[np.integer[Any]]) -> list[Window]:
 def run(
     homes: int = 20,
     count: int = 6,
-    backend: str = "committee",
+    backend: str = "hardened",
     transport: str = "local",
     *,
     bits: int = 2048,
@@ -90,7 +90,7 @@ def run(
     Args:
         homes: of the shipped day, the first so many.
         count: of windows.
-        backend: ``"committee"``, ``"hardened"`` or ``"paper"``.
+        backend: ``"hardened"``, ``"committee"`` or ``"paper"``.
         transport: ``"local"``, all parties in this process, or ``"tcp"``, each a process of its own.
         bits: of keys; the committee has none.
         insecure: allow keys of fewer than 2048 bits.

@@ -90,7 +90,7 @@ class Deployment:
         self,
         homes: Mapping[str, Sequence[Own]],
         prices: Prices,
-        backend: str = "committee",
+        backend: str = "hardened",
         *,
         bits: int = 2048,
         insecure: bool = False,
