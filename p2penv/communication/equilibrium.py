@@ -19,13 +19,16 @@ import numpy as np
 from p2penv.communication import rules
 from p2penv.communication.rules import Params, as_params, least_variance, private, violation
 from p2penv.core import validation
-from p2penv.core.arrays import Array, clip, column, namespace, row_sum
+from p2penv.core.arrays import Array, clip, column, namespace, row_sum, safe_divide
 from p2penv.core.roots import Inverse, evaluate, inverse_of_answers, piecewise_root
 
 if TYPE_CHECKING:
     from p2penv.communication.scenario import Scenario
 
 Shared = Literal["constraint", "ignore", "penalty"]
+# Newton steps that take rounding off, and how close a sum of shifts must come to what it should be: to a bound, and to
+# an unbound total, for what is missing there changes costs by its square only.
+ROUNDS, CLOSE_TO_BOUND, CLOSE = 3, 4e-15, 1e-10
 
 
 class Equilibrium(NamedTuple):
@@ -54,11 +57,14 @@ def _checked(params: Params, y: Array, infeasible: str) -> tuple[Array, Array, A
     return clip(params.report_low, low, high), clip(params.report_high, low, high), empty
 
 
-def _shifts(distance: Array, rate: Array | None, reach: Array, total: Array) -> Array:
-    """Shifts ``(..., N)`` at signed distances t − aim; without curvature those at a tie share least squares."""
+def _shifts(distance: Array, rate: Array | None, reach: Array, total: Array, slope: float) -> Array:
+    """Shifts ``(..., N)`` at signed distances t − aim, ``total (...)`` being their sum but for rounding.
+
+    ``slope`` is how much of that sum a change of t takes away. Without curvature those at a tie share least squares.
+    """
     xp = namespace(distance, reach)
     if rate is not None:
-        return clip(rate * distance, -reach, reach)
+        return _add_up(clip(rate * distance, -reach, reach), rate, reach, total, slope)
     tied = xp.abs(distance) <= 1e-9 * (1.0 + xp.max(xp.abs(distance), axis=-1, keepdims=True))
     fixed = xp.where(tied, 0.0, reach * xp.sign(distance))
     rest = total - row_sum(fixed)
@@ -66,6 +72,19 @@ def _shifts(distance: Array, rate: Array | None, reach: Array, total: Array) -> 
     unit = xp.where(tied, 1.0, 0.0)
     level = piecewise_root(xp.concat([-room, room], axis=-1), xp.concat([unit, -unit], axis=-1), -row_sum(room), rest)
     return xp.where(tied, clip(level[..., None], -room, room), fixed)
+
+
+def _add_up(shift: Array, rate: Array, reach: Array, total: Array, slope: float) -> Array:
+    """Shifts ``(..., N)`` by Newton steps, for where rates are large they repeat the rounding of t that often."""
+    xp, close = namespace(shift, reach), CLOSE if slope else CLOSE_TO_BOUND
+    for _ in range(ROUNDS):
+        missing = total - row_sum(shift)
+        if xp is np and not np.count_nonzero(abs(missing) > close * (abs(total) + 1.0)):
+            break
+        moves = xp.where(xp.abs(shift) < reach, rate, 0.0 * rate)
+        step = safe_divide(missing, slope + row_sum(moves))
+        shift, total = clip(shift + moves * column(step, shift), -reach, reach), total - slope * step
+    return shift
 
 
 def _is_flat(params: Params, floor: bool | None) -> bool:
@@ -98,7 +117,7 @@ def _solve(
     rate = None if flat else 1.0 / params.variance_slope
     free = evaluate(inverse_of_answers(aim, rate, reach, 1.0) if table is None else table, load)
     total = clip(free, low, high)
-    shift = _shifts(aim - column(total, aim), rate, reach, total - load)
+    shift = _shifts(aim - column(total, aim), rate, reach, total - load, 1.0)
     multiplier = 0.0 * total
     binding = free != total
     if xp is not np or np.count_nonzero(binding):
@@ -112,7 +131,7 @@ def _solve(
             # total, where everybody is at the same end and any θ beyond the last clip point will do.
             zero = (ends[..., None] - aim) / weights
             theta = evaluate(inverse_of_answers(zero, steep, reach, 0.0), ends - load)
-            held = _shifts(theta[..., None] - zero, steep, reach, ends - load)
+            held = _shifts(theta[..., None] - zero, steep, reach, ends - load, 0.0)
             held = xp.where(empty[..., None], xp.sign(ends - load)[..., None] * reach, held)
             shift = xp.where(here[..., None], held, shift)
             multiplier = xp.where(here, theta, multiplier)

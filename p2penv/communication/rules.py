@@ -244,15 +244,14 @@ def least_variance(scenario: Scenario | Params, shift: Array) -> Array:
 def privacy_loss(scenario: Scenario | Params, shift: Array, variance: Array) -> Array:
     """Kullback-Leibler privacy loss η = x²/(2V) ``(..., N)`` (8e) [nat]; the loss variable is N(η, 2η) (Lemma 7).
 
-    Zero where x = 0 (with V = 0 the report is the truth itself: (8e) does not see that), infinite where only V = 0.
+    Zero where x² = 0 (with V = 0 the report is the truth itself: (8e) does not see that), infinite where only V = 0.
     """
     del scenario  # the loss needs no parameters; the signature is that of the other rules
     if isinstance(variance, np.ndarray) and np.count_nonzero(variance) == variance.size:
         return shift * shift / (variance + variance)
     xp = namespace(shift, variance)
-    silent = variance == 0
-    loss = 0.5 * shift * shift / xp.where(silent, 1.0, variance)
-    return xp.where(silent & (shift != 0), float("inf"), loss)
+    silent, square = variance == 0, shift * shift
+    return xp.where(silent & (square != 0), float("inf"), 0.5 * square / xp.where(silent, 1.0, variance))
 
 
 def posterior_variance(prior: Array | float, variance: Array) -> Array:

@@ -22,6 +22,9 @@ from p2penv.core import scenarios, validation
 from p2penv.core.params import cast, freeze
 
 Floats = NDArray[np.float64]
+# Sizes of numbers whose products stay finite, and how far apart budgets may be: beyond it sums lose the small ones.
+LEAST, MOST = 1e-9, 1e9
+APART = 1e12
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,11 +40,11 @@ class Scenario:
     """
 
     discomfort: Floats
-    """(N,) ã > 0, curvature of the disutility ã(D − D*)² of moving demand [$/MWh²]"""
+    """(N,) ã ≥ 1e-9, curvature of the disutility ã(D − D*)² of moving demand [$/MWh²]"""
     usage_benefit: Floats
     """(N,) b̃, benefit of consuming the nominal demand [$]"""
     generation_curvature: Floats
-    """(N,) a > 0 in the cost aG²/2 + bG + d [$/MWh²]"""
+    """(N,) a ≥ 1e-9 in the cost aG²/2 + bG + d [$/MWh²]"""
     generation_price: Floats
     """(N,) b in the cost of generation [$/MWh]"""
     fixed_cost: Floats
@@ -61,7 +64,7 @@ class Scenario:
     max_shift: Floats
     """(N,) α ≥ 0, largest distance of the deterministic report from the truth (8d) [MWh]"""
     privacy_budget: Floats
-    """(N,) A > 0, largest Kullback-Leibler privacy loss (8e) [nat]"""
+    """(N,) A ≥ 1e-9, largest Kullback-Leibler privacy loss (8e), within a factor of 1e12 of each other [nat]"""
     wholesale_price: float
     """p0 ≥ 0, at which the operator buys the imbalance [$/MWh]"""
     root_price: Floats
@@ -90,34 +93,40 @@ class Scenario:
 
     def __post_init__(self) -> None:
         vectors = (
-            ("discomfort", 0.0, True),
-            ("usage_benefit", -np.inf, False),
-            ("generation_curvature", 0.0, True),
-            ("generation_price", -np.inf, False),
-            ("fixed_cost", -np.inf, False),
-            ("nominal_demand", 0.0, False),
-            ("renewable_generation", 0.0, False),
-            ("demand_min", 0.0, False),
-            ("demand_max", 0.0, False),
-            ("generation_min", 0.0, False),
-            ("generation_max", 0.0, False),
-            ("max_shift", 0.0, False),
-            ("privacy_budget", 0.0, True),
-            ("root_price", -np.inf, False),
+            ("discomfort", LEAST),
+            ("usage_benefit", -MOST),
+            ("generation_curvature", LEAST),
+            ("generation_price", -MOST),
+            ("fixed_cost", -MOST),
+            ("nominal_demand", 0.0),
+            ("renewable_generation", 0.0),
+            ("demand_min", 0.0),
+            ("demand_max", 0.0),
+            ("generation_min", 0.0),
+            ("generation_max", 0.0),
+            ("max_shift", 0.0),
+            ("privacy_budget", LEAST),
+            ("root_price", -MOST),
         )
         # Any of them may be a scalar, in an override for one; the length most of them have is N.
-        sizes = [np.size(getattr(self, field)) for field, _, _ in vectors if np.ndim(getattr(self, field))]
+        sizes = [np.size(getattr(self, field)) for field, _ in vectors if np.ndim(getattr(self, field))]
         size = max(sizes, key=lambda length: (sizes.count(length), length), default=1)
         if size < 2:
             raise ValueError(f"a communication game needs at least 2 agents, got N = {size}")
-        for field, low, open_low in vectors:
-            self._set(field, validation.vector(field, getattr(self, field), size, low, open_low=open_low))
+        for field, low in vectors:
+            self._set(field, validation.vector(field, getattr(self, field), size, low, MOST))
+        least, most = int(np.argmin(self.privacy_budget)), int(np.argmax(self.privacy_budget))
+        if self.privacy == "budget" and self.privacy_budget[most] > APART * self.privacy_budget[least]:
+            raise ValueError(
+                f"privacy_budget must not differ by more than a factor of {APART:g}, which rounding would not survive; "
+                f"got {self.privacy_budget[least]:g} (agent {least}) and {self.privacy_budget[most]:g} (agent {most})"
+            )
         validation.ordered("demand_min", self.demand_min, "demand_max", self.demand_max)
         validation.ordered("generation_min", self.generation_min, "generation_max", self.generation_max)
         validation.ordered("demand_min", self.demand_min, "nominal_demand", self.nominal_demand)
         validation.ordered("nominal_demand", self.nominal_demand, "demand_max", self.demand_max)
-        self._set("wholesale_price", validation.number("wholesale_price", self.wholesale_price, 0.0))
-        self._set("margin", validation.number("margin", self.margin, 0.0))
+        self._set("wholesale_price", validation.number("wholesale_price", self.wholesale_price, 0.0, MOST))
+        self._set("margin", validation.number("margin", self.margin, 0.0, MOST))
         validation.choice("bookkeeping", self.bookkeeping, ("each", "root"))
         validation.choice("privacy", self.privacy, ("budget", "floor"))
         self._check_network(size)
@@ -150,9 +159,9 @@ class Scenario:
             raise ValueError("lines must not repeat a pair of nodes")
         lines.flags.writeable = False
         self._set("lines", lines)
-        for field, low in (("line_capacity", 0.0), ("symmetric_flow", -np.inf)):
-            value = getattr(self, field)
-            self._set(field, validation.vector(field, 0.0 if np.size(value) == 0 else value, len(lines), low))
+        for field, low in (("line_capacity", 0.0), ("symmetric_flow", -MOST)):
+            value = 0.0 if np.size(getattr(self, field)) == 0 else getattr(self, field)
+            self._set(field, validation.vector(field, value, len(lines), low, MOST, owner="line"))
         if self.positions is not None:
             positions = validation.floats("positions", self.positions)
             if positions.shape != (size, 2) or not np.isfinite(positions).all():

@@ -64,19 +64,24 @@ def refuse_idle(of: Callable[..., Any], **options: tuple[Any, bool, str]) -> Non
 
 
 def vector(
-    name: str, value: Any, size: int, low: float = -np.inf, high: float = np.inf, *, open_low: bool = False
+    name: str,
+    value: Any,
+    size: int,
+    low: float = -np.inf,
+    high: float = np.inf,
+    *,
+    open_low: bool = False,
+    owner: str = "agent",
 ) -> NDArray[np.float64]:
-    """``value`` (scalar or ``(size,)``) as a read-only float vector with every entry in the range."""
+    """``value`` (scalar or ``(size,)``) as a read-only float vector with every entry, one an owner, in the range."""
     array = floats(name, value)
     if array.shape not in ((), (size,)):
         raise ValueError(f"{name} must be a scalar or of shape ({size},), got shape {array.shape}")
     array = np.array(np.broadcast_to(array, (size,)))
     outside = ~np.isfinite(array) | (array < low) | (array > high) | ((array <= low) if open_low else False)
     if outside.any():
-        agent = int(np.argmax(outside))
-        raise ValueError(
-            f"{name}[{agent}] must be {_range(low, high, open_low)}, got {float(array[agent])!r} (agent {agent})"
-        )
+        k = int(np.argmax(outside))
+        raise ValueError(f"{name}[{k}] must be {_range(low, high, open_low)}, got {float(array[k])!r} ({owner} {k})")
     array.flags.writeable = False
     return array
 
