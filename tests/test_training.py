@@ -16,7 +16,7 @@ from training.cli import app
 from training.evaluate import evaluate, marl_eval
 from training.policies import MixedPolicy, load_learned, resolve
 from training.runs import TrainConfig
-from training.train import resume, train
+from training.train import Run, resume, train
 
 QUIET = Console(quiet=True)
 
@@ -164,6 +164,23 @@ def test_contexts_without_a_feasible_set_are_counted():
     env = p2penv.make_functional("communication_v0", scenario="ieee14", net_load=246.0, horizon=12)
     found = evaluate(env, env.policy("ve"), 60)
     assert 0 < found.nearest < 60
+
+
+@pytest.mark.parametrize(("contexts", "times"), [(6, [0, 0, 1, 1, 2, 2]), (3, [0, 1, 2]), (2, [0, 1])])
+def test_contexts_lie_at_every_time_of_an_episode(contexts, times, monkeypatch):
+    env, seen = p2penv.make_functional("communication_v0", horizon=3), []
+    assess = env.assess
+    monkeypatch.setattr(
+        env, "assess", lambda params, state, actions: (seen.extend(state.time), assess(params, state, actions))[1]
+    )
+    assert evaluate(env, env.policy("ve"), contexts).contexts == contexts
+    assert sorted(seen) == times
+
+
+def test_independent_learners_start_apart():
+    models = Run(runs.new_folder("apart"), config(learners="independent")).models
+    same = np.ones(models[0].observation_space.shape, np.float32)
+    assert len(np.unique([model.predict(same, deterministic=True)[0] for model in models], axis=0)) == 13
 
 
 def test_failure_of_one_independent_learner_stops_all(monkeypatch):
