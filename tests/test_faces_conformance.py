@@ -50,10 +50,14 @@ def heterogeneous(size=13, seed=3):
 
 
 def every_combination():
-    """All rules at both lengths; the options outside the rules take turns, each meeting every setting of the others."""
-    for index, (horizon, rules) in enumerate(itertools.product((1, 3), RULES)):
-        yield {"horizon": horizon, **rules, **OUTSIDE[index % len(OUTSIDE)]}
-        yield {"horizon": horizon, **rules, **OUTSIDE[(index + 3) % len(OUTSIDE)], "trading_price": heterogeneous()}
+    """All rules with all options outside them; length, trade and extra noise take turns."""
+    trades = ({}, {"bookkeeping": "root"}, {"trading_price": heterogeneous()})
+    for (first, rules), (second, outside) in itertools.product(enumerate(RULES), enumerate(OUTSIDE)):
+        turns = {
+            "horizon": (1, 3)[(first + second + second // 2) % 2],
+            "variance_max": (1.0, 0.0, 2.5)[(first + second // 3) % 3],
+        }
+        yield {**turns, **rules, **outside, **trades[(first + second + second // 3) % 3]}
 
 
 VCG_MECHANISMS = [
@@ -128,6 +132,20 @@ def market_options(options):
 
 
 every_market_and_option = pytest.mark.parametrize(("name", "options"), COMBINATIONS, ids=label)
+
+
+def test_turns_leave_no_pair_of_settings_out():
+    rows = list(every_combination())
+    for row in rows:
+        row["trade"] = "heterogeneous" if "trading_price" in row else row.get("bookkeeping", "each")
+    fields = ("horizon", "variance_max", *RULES[0], *OUTSIDE[0], "trade")
+    for first, second in itertools.combinations(fields, 2):
+        wanted = set(itertools.product({row[first] for row in rows}, {row[second] for row in rows}))
+        missing = wanted - {(row[first], row[second]) for row in rows}
+        assert missing == ({("physical", 10.0)} if (first, second) == ("settlement", "shared_penalty") else set())
+    for rules in RULES:  # length and trade also meet all rules at once
+        own = [row for row in rows if rules.items() <= row.items()]
+        assert len({(row["horizon"], row["trade"]) for row in own}) == 2 * 3
 
 
 @every_market_and_option
