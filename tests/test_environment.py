@@ -1,5 +1,6 @@
 """The communication environment: endings, infos, errors, registries, money and energy, the moving generation."""
 
+import re
 import warnings
 
 import gymnasium
@@ -532,6 +533,59 @@ def test_renewable_deviations_are_a_stationary_autoregression(rho, sd):
         assert np.corrcoef(flat[0], flat[lag])[0, 1] == pytest.approx(rho**lag, abs=0.02)
     across = np.corrcoef(path[3].T)
     assert np.abs(across - np.eye(13)).max() < 0.08
+
+
+@pytest.mark.parametrize("shape", [(5, 2), (1, 2), (0, 2), (1,), (3,), ()])
+def test_turns_refuse_wrong_shapes_at_once_and_go_on(shape):
+    turns = communication_v0.raw_env()
+    with pytest.raises(RuntimeError, match="call reset before step"):
+        turns.step(np.zeros(2))
+    turns.reset(seed=0)
+    with pytest.raises(ValueError, match=re.escape(f"action of prosumer_0 must have shape (2,), got {shape}")):
+        turns.step(np.zeros(shape))
+    for agent in turns.agents[:]:
+        assert turns.agent_selection == agent
+        turns.step(np.zeros(2))
+    assert all(turns.terminations.values())
+
+
+def test_turns_keep_no_reference_to_actions():
+    """One buffer for all: each agent plays what was in it in its turn."""
+    turns, buffer = communication_v0.raw_env(), np.zeros(2)
+    turns.reset(seed=0)
+    for place, _ in enumerate(turns.agents[:]):
+        buffer[0] = (-1.0) ** place
+        turns.step(buffer)
+    shifts = [turns.infos[agent]["shift"] for agent in turns.possible_agents]
+    np.testing.assert_allclose(shifts, 3.0 * (-1.0) ** np.arange(13))
+
+
+@pytest.mark.parametrize("how", ["raise", "clip"])
+@pytest.mark.parametrize("value", [1j, "x", None])
+def test_actions_that_are_no_numbers_are_refused(how, value):
+    message = "must be real numbers, got an array of"
+    actions = np.full((2, 13, 2), value)
+    vector = make_vector(NAME, 2, out_of_range=how)
+    vector.reset(seed=0)
+    with pytest.raises(TypeError, match=message):
+        vector.step(actions)
+    turns = communication_v0.raw_env(out_of_range=how)
+    turns.reset(seed=0)
+    with pytest.raises(TypeError, match=message):
+        turns.step(actions[0, 0])
+
+
+@pytest.mark.parametrize(
+    ("seed", "message"),
+    [([1, 2], "give one seed"), ((1, 2), "give one seed"), (-1, "seed must be a whole number >= 0, got -1"),
+     (0.5, "seed must be a whole number >= 0, got 0.5")],
+)  # fmt: skip
+def test_seeds_are_one_whole_number(seed, message):
+    with pytest.raises(ValueError, match=message):
+        make_vector(NAME, 2).reset(seed=seed)
+    if np.ndim(seed) == 0:
+        with pytest.raises(ValueError, match=message):
+            make_parallel(NAME).reset(seed=seed)
 
 
 def test_one_shot_games_do_not_move():

@@ -52,8 +52,8 @@ NAN, INF = float("nan"), float("inf")
         ({"wholesale_price": 1e10}, "wholesale_price must be in [0, 1e+09], got 10000000000.0"),
         (
             {"privacy_budget": [1e-5, 1e8]},
-            "privacy_budget must not differ by more than a factor of 1e+12, which rounding would not survive; got 1e-05 "
-            "(agent 0) and 1e+08 (agent 1)",
+            "privacy_budget must not differ by more than a factor of 1e+12, which rounding would not survive; got "
+            "1e-05 (agent 0) and 1e+08 (agent 1)",
         ),
         ({"privacy_budget": 0.0}, "privacy_budget[0] must be in [1e-09, 1e+09], got 0.0 (agent 0)"),
         ({"root_price": [1.0, NAN]}, "root_price[1] must be in [-1e+09, 1e+09], got nan (agent 1)"),

@@ -26,6 +26,7 @@ class MarketAECEnv(AECEnv[str, Observation, NDArray[Any]]):
         self.observation_spaces = parallel.observation_spaces
         self.action_spaces = parallel.action_spaces
         self.state_space = parallel.state_space
+        self._actions: dict[str, NDArray[Any]] | None = None
 
     def observation_space(self, agent: str) -> spaces.Box:
         """Observation space of an agent, the same object each time."""
@@ -43,7 +44,7 @@ class MarketAECEnv(AECEnv[str, Observation, NDArray[Any]]):
         self._cumulative_rewards = dict.fromkeys(self.agents, 0.0)
         self.terminations = dict.fromkeys(self.agents, False)
         self.truncations = dict.fromkeys(self.agents, False)
-        self._actions: dict[str, NDArray[Any]] = {}
+        self._actions = {}
         self._selector = AgentSelector(self.agents)
         self.agent_selection = self._selector.next()
 
@@ -61,11 +62,13 @@ class MarketAECEnv(AECEnv[str, Observation, NDArray[Any]]):
         Raises:
             ValueError: the action has the wrong shape, is not finite or leaves [−1, 1].
         """
+        if self._actions is None:
+            raise RuntimeError("call reset before step")
         agent = self.agent_selection
         if self.terminations[agent] or self.truncations[agent]:
             self._was_dead_step(action)
             return
-        self._actions[agent] = self.parallel.runner.check_own(agent, action)
+        (self._actions[agent],) = self.parallel.runner.check_own(agent, [action])
         self._cumulative_rewards[agent] = 0.0
         if self._selector.is_last():
             played, self._actions = self._actions, {}

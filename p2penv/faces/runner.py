@@ -58,7 +58,7 @@ class Runner:
     def reset(self, seed: int | None = None) -> dict[str, Floats]:
         """Start fresh episodes in all environments; a seed restarts the random stream. Returns the infos."""
         if seed is not None:
-            self.stream = NumpyStream(seed, self.dtype)
+            self.stream = NumpyStream(validation.seed("seed", seed), self.dtype)
         self.state = self.played = self.fresh()
         return self.env.initial_info(self.params, self.state)
 
@@ -72,14 +72,20 @@ class Runner:
         self.state = fresh if ended.all() else merge(ended, fresh, self.state)
 
     def check_own(self, agent: str, actions: Any) -> Floats:
-        """One agent's actions ``(E, A)`` or ``(A,)`` as an array, refused as :meth:`check` would."""
-        array, shape = np.asarray(actions), self.action_spaces[agent].shape
-        if array.shape[-1:] != shape:
-            raise ValueError(f"action of {agent} must have shape {shape}, got {array.shape}")
-        if not self.clips or np.isnan(array).any():
-            rows = array.reshape(-1, 1, *shape)
+        """A copy of one agent's actions ``(E, A)``, refused as :meth:`check` would."""
+        array = np.array(actions)
+        shape = (self.num_envs, *self.action_spaces[agent].shape)
+        if array.shape != shape:
+            first = 1 if self.num_envs == 1 else 0
+            raise ValueError(f"action of {agent} must have shape {shape[first:]}, got {array.shape[first:]}")
+        if not self._clipped(array):
+            rows = array[:, None]
             validation.actions(rows, rows.shape, [agent], self.env.action_names)
         return array
+
+    def _clipped(self, actions: Floats) -> bool:
+        """Whether numbers out of range are to be clipped, and these are numbers."""
+        return self.clips and actions.dtype.kind in "fiub" and not np.isnan(actions).any()
 
     def check(self, actions: Floats) -> Floats:
         """Actions ``(E, N, A)`` in the runner's dtype, checked or clipped before anything changes.
@@ -87,7 +93,7 @@ class Runner:
         In memory the environments lie side by side, as in the noise: sums over agents and products with agents'
         parameters are then long loops, several times as fast.
         """
-        if self.clips and actions.shape == self.shape and not np.isnan(actions).any():
+        if self.clips and actions.shape == self.shape and self._clipped(actions):
             actions = np.clip(actions, -1.0, 1.0)
         else:
             validation.actions(actions, self.shape, self.agents, self.env.action_names)

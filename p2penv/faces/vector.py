@@ -33,12 +33,12 @@ class BatchedEnv(VectorEnv[Floats, Floats, Floats]):
         """Start fresh episodes everywhere; one seed for the whole batch. ``options`` are not used.
 
         Raises:
-            ValueError: a list of seeds.
+            ValueError: not one whole number ≥ 0.
         """
         del options
-        if isinstance(seed, list):
-            raise ValueError("give one seed: a batch draws its noise at once")
-        return self._start(seed)
+        if np.ndim(seed):  # type: ignore[arg-type]
+            raise ValueError(f"give one seed: a batch draws its noise at once; got {seed!r}")
+        return self._start(seed)  # type: ignore[arg-type]
 
     def _start(self, seed: int | None) -> tuple[Floats, dict[str, Any]]:
         raise AssertionError("every batched face starts its own way")
