@@ -475,6 +475,9 @@ def test_refusals():
     for shared, penalty in (("penalty", 0.0), ("ignore", 1.0), ("constraint", 1.0)):
         with pytest.raises(ValueError, match="penalty must be > 0 with shared='penalty' and 0 otherwise"):
             best_response(scenario, zero, shared, penalty)
+    for penalty in (np.inf, np.nan, -1.0):
+        with pytest.raises(ValueError, match=f"penalty must be finite and >= 0, got {penalty}"):
+            best_response(scenario, zero, "penalty" if penalty > 0 else "constraint", penalty)
 
 
 def test_zero_gain_is_not_minus_zero():

@@ -1,5 +1,7 @@
 """Rules of the communication game against generic solvers, Monte Carlo, automatic differentiation and hand work."""
 
+import re
+
 import array_api_compat.torch
 import jax
 import numpy as np
@@ -367,7 +369,7 @@ def test_privacy_price_is_the_value_of_a_looser_budget():
     np.testing.assert_allclose(rules.privacy_price(scenario, shift, "kkt"), price, atol=1e-8)
     one = scenario.replace(privacy_budget=1.0)
     np.testing.assert_array_equal(rules.privacy_price(one, shift, "kkt"), rules.privacy_price(one, shift, "paper"))
-    with pytest.raises(ValueError, match="form must be 'paper' or 'kkt', got 'dual'"):
+    with pytest.raises(ValueError, match="form must be one of 'paper', 'kkt'; got 'dual'"):
         rules.privacy_price(scenario, shift, "dual")
 
 
@@ -519,3 +521,27 @@ def test_slack_and_violation_of_the_shared_interval():
     np.testing.assert_allclose(rules.violation(params, totals), [2.0, 0.0, 0.0, 0.0, 3.0], atol=1e-9)
     for total in totals:
         assert rules.slack(params, total) == rules.slack(params, totals[totals == total])[0]
+
+
+PRIVACY_RULES = {
+    "least_variance": lambda case, shift, variance: rules.least_variance(case, shift),
+    "privacy_loss": rules.privacy_loss,
+    "privacy_price": lambda case, shift, variance: rules.privacy_price(case, shift),
+    "expected_cost": rules.expected_cost,
+}
+
+
+@pytest.mark.parametrize("rule", PRIVACY_RULES.values(), ids=PRIVACY_RULES)
+def test_rules_take_lists_and_refuse_what_is_no_profile(rule):
+    case, ones = load_scenario(), np.ones(13)
+    np.testing.assert_array_equal(rule(case, [1.0] * 13, [1.0] * 13), rule(case, ones, ones))
+    with pytest.raises(ValueError, match="shift of agent 3 must be finite, got nan"):
+        rule(case, np.where(np.arange(13) == 3, np.nan, 1.0), ones)
+    with pytest.raises(ValueError, match=re.escape("shift must have shape (..., 13), got (12,)")):
+        rule(case, np.ones(12), ones)
+
+
+@pytest.mark.parametrize("rule", [rules.privacy_loss, rules.expected_cost])
+def test_variances_are_not_negative(rule):
+    with pytest.raises(ValueError, match=re.escape("variance of agent 4 must be >= 0, got -0.5")):
+        rule(load_scenario(), np.ones((2, 13)), np.where(np.arange(13) == 4, -0.5, np.ones((2, 13))))

@@ -265,7 +265,7 @@ class Communication:
     def decode(self, params: Params, actions: Array) -> tuple[Array, Array]:
         """Shift x and variance V ``(..., N)`` of actions ``(..., N, 2)``."""
         shift = params.max_shift * actions[..., 0]
-        least = rules.least_variance(params, shift)
+        least = rules.least_variance_at(params, shift)
         return shift, least * (self._half * actions[..., 1] + self._middle)
 
     def encode(self, params: Params, shift: Array, variance: Array | None = None) -> Array:
@@ -273,7 +273,7 @@ class Communication:
         xp = namespace(shift, params.slope)
         extra = 0.0 * shift
         if variance is not None and self.variance_max > 0:
-            least = rules.least_variance(params, shift)
+            least = rules.least_variance_at(params, shift)
             extra = safe_divide(variance - least, least * self.variance_max)
         return xp.stack(
             [clip(safe_divide(shift, params.max_shift), -1.0, 1.0), clip(2.0 * extra - 1.0, -1.0, 1.0)], axis=-1
@@ -297,7 +297,7 @@ class Communication:
             reward = reward + column(0.5 * self.shared_penalty * (before - after) * (before + after), reward)
         info = {}
         if self.infos == "full":
-            loss, charge = rules.privacy_loss(params, shift, variance), rules.privacy_price(params, shift)
+            loss, charge = rules.privacy_loss_at(shift, variance), rules.privacy_price_at(params, shift)
             info = _info(params, load + shifted, price, imbalance, shift, variance, loss, charge)
         time = state.time + 1
         always = time > state.time  # True for each environment
@@ -364,7 +364,7 @@ class Communication:
         zero = 0.0 * shift
         costs = {
             "cost": self._cost(params, y, shift, variance),
-            "cost_truthful": self._cost(params, y, zero, rules.least_variance(params, zero)),
+            "cost_truthful": self._cost(params, y, zero, rules.least_variance_at(params, zero)),
             "cost_equilibrium": self._cost(params, y, exact.shift, exact.variance),
             "cost_coordinated": self._cost(params, y, planned.shift, planned.variance),
         }

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import numpy as np
 
 from p2penv.communication import rules
-from p2penv.communication.rules import Params, as_params, least_variance, private, violation
+from p2penv.communication.rules import Params, as_params, least_variance_at, private, violation
 from p2penv.core import validation
 from p2penv.core.arrays import Array, clip, column, namespace, row_sum, safe_divide
 from p2penv.core.roots import Inverse, evaluate, inverse_of_answers, piecewise_root
@@ -139,7 +139,7 @@ def _solve(
 
 
 def _profile(params: Params, y: Array, shift: Array, multiplier: Array, nearest: Array) -> Equilibrium:
-    variance, deviation = least_variance(params, shift), row_sum(shift)
+    variance, deviation = least_variance_at(params, shift), row_sum(shift)
     price = rules.price_at(params, row_sum(y) + deviation, bounded=False)
     cost = rules.interior_cost(params, y, deviation, row_sum(variance))
     return Equilibrium(shift, variance, price, multiplier, cost, nearest)
@@ -231,7 +231,7 @@ def _prepare(
     params = as_params(scenario)
     if shared not in ("constraint", "ignore", "penalty"):
         raise ValueError(f"shared must be 'constraint', 'ignore' or 'penalty', got {shared!r}")
-    if (shared == "penalty") != (penalty > 0):
+    if (shared == "penalty") != (validation.number("penalty", penalty, 0.0) > 0.0):
         raise ValueError(f"penalty must be > 0 with shared='penalty' and 0 otherwise, got {penalty!r} with {shared!r}")
     *arrays, y = validation.per_agent(params.slope.shape[-1], **profile, private_information=private(params, y))
     shift = arrays[0]
@@ -291,7 +291,7 @@ def exploitability(
     params, total, others, (shift, variance) = _prepare(
         scenario, shared, penalty, private_information, shift=shift, variance=variance
     )
-    least = least_variance(params, shift)
+    least = least_variance_at(params, shift)
     if isinstance(variance, np.ndarray):
         short = ~(variance >= least * (1 - 1e-6))
         if short.any():

@@ -236,8 +236,18 @@ def _trading_cost(params: Params, net_import: Array) -> Array:
 
 
 def least_variance(scenario: Scenario | Params, shift: Array) -> Array:
-    """Least variance ``(..., N)`` the privacy rule allows at shifts ``(..., N)``: x²/(2A) (8e), or the floor [MWh²]."""
+    """Least variance ``(..., N)`` the privacy rule allows at shifts ``(..., N)``: x²/(2A) (8e), or the floor [MWh²].
+
+    Raises:
+        ValueError: wrong shape or not finite.
+    """
     params = as_params(scenario)
+    (shift,) = validation.per_agent(params.slope.shape[-1], shift=shift)
+    return least_variance_at(params, shift)
+
+
+def least_variance_at(params: Params, shift: Array) -> Array:
+    """:func:`least_variance`, unchecked."""
     return params.variance_floor + params.variance_slope * shift * shift
 
 
@@ -245,8 +255,24 @@ def privacy_loss(scenario: Scenario | Params, shift: Array, variance: Array) -> 
     """Kullback-Leibler privacy loss η = x²/(2V) ``(..., N)`` (8e) [nat]; the loss variable is N(η, 2η) (Lemma 7).
 
     Zero where x² = 0 (with V = 0 the report is the truth itself: (8e) does not see that), infinite where only V = 0.
+
+    Raises:
+        ValueError: wrong shape, not finite or a negative variance.
     """
-    del scenario  # the loss needs no parameters; the signature is that of the other rules
+    shift, variance = validation.per_agent(as_params(scenario).slope.shape[-1], shift=shift, variance=variance)
+    return privacy_loss_at(shift, _variance(variance))
+
+
+def _variance(variance: Array) -> Array:
+    """The variances ``(..., N)``, where they can be looked at none of them negative."""
+    if isinstance(variance, np.ndarray) and (negative := variance < 0.0).any():
+        index = tuple(int(i) for i in np.argwhere(negative)[0])
+        raise ValueError(f"variance of agent {index[-1]} must be >= 0, got {float(variance[index])!r}")
+    return variance
+
+
+def privacy_loss_at(shift: Array, variance: Array) -> Array:
+    """:func:`privacy_loss`, unchecked."""
     if isinstance(variance, np.ndarray) and np.count_nonzero(variance) == variance.size:
         return shift * shift / (variance + variance)
     xp = namespace(shift, variance)
@@ -274,13 +300,18 @@ def privacy_price(scenario: Scenario | Params, shift: Array, form: Literal["pape
     not a multiplier.
 
     Raises:
-        ValueError: unknown form.
+        ValueError: unknown form, wrong shape or not finite.
     """
     params = as_params(scenario)
-    if form not in ("paper", "kkt"):
-        raise ValueError(f"form must be 'paper' or 'kkt', got {form!r}")
-    price = params.weight * abs(shift)
+    validation.choice("form", form, ("paper", "kkt"))
+    (shift,) = validation.per_agent(params.slope.shape[-1], shift=shift)
+    price = privacy_price_at(params, shift)
     return price if form == "paper" else price / params.privacy_budget
+
+
+def privacy_price_at(params: Params, shift: Array) -> Array:
+    """:func:`privacy_price` of the paper's form, unchecked."""
+    return params.weight * abs(shift)
 
 
 def slack(params: Params, total: Array) -> Array:
@@ -337,7 +368,7 @@ def expected_cost(
     bounds and the expectation over the noise is exact.
 
     Raises:
-        ValueError: unknown settlement, wrong shape or not finite.
+        ValueError: unknown settlement, wrong shape, not finite or a negative variance.
     """
     params = as_params(scenario)
     validation.choice("settlement", settlement, ("analytic", "physical"))
@@ -347,6 +378,7 @@ def expected_cost(
         variance=variance,
         private_information=private(params, private_information),
     )
+    variance = _variance(variance)
     if settlement == "physical":
         from p2penv.communication import physical
 
