@@ -7,6 +7,8 @@ import re
 import numpy as np
 import pytest
 from rich.console import Console
+from stable_baselines3 import PPO
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from typer.testing import CliRunner
 
 import p2penv
@@ -141,6 +143,74 @@ def test_interrupted_run_resumes_where_it_stopped(learners, monkeypatch):
     assert steps[: len(rows)] == [row["agent_steps"] for row in rows]
     # One rollout is 8 steps x 16 environments x 13 agents.
     assert 40_000 <= metrics(run)["agent_steps"] < 40_000 + 8 * 16 * 13
+
+
+@pytest.mark.parametrize("learners", ["shared", "independent"])
+def test_a_point_of_the_curve_is_what_its_steps_taught(learners, monkeypatch):
+    """Policies are measured when every learner has trained on the steps the point is labelled with."""
+    taught, seen = {}, []
+    teach, look = PPO.train, Run.measure
+
+    def train_and_count(self):
+        teach(self)
+        taught[id(self)] = taught.get(id(self), 0) + 1
+
+    def look_and_note(self):
+        row = look(self)
+        seen.append((row["agent_steps"], [taught.get(id(model), 0) for model in self.models]))
+        return row
+
+    monkeypatch.setattr(PPO, "train", train_and_count)
+    monkeypatch.setattr(Run, "measure", look_and_note)
+    run = train(config(learners=learners, steps=18_000, options={"horizon": 2}, contexts=5), console=QUIET)
+    agents, rollout = 13 if learners == "independent" else 1, 8 * 16 * 13
+    assert seen == [(steps, [steps // rollout] * agents) for steps in (0, 4 * rollout, 8 * rollout, 11 * rollout)]
+    assert [row["agent_steps"] for row in runs.read_csv(run / "curve.csv")] == [steps for steps, _ in seen]
+    events = EventAccumulator(str(next((run / "tensorboard").iterdir())))
+    events.Reload()
+    logged = [(point.step, point.value) for point in events.Scalars("equilibrium/nashconv")]
+    rows = [(row["agent_steps"] // agents, row["nashconv"]) for row in runs.read_csv(run / "curve.csv")]
+    np.testing.assert_allclose(logged, rows, rtol=1e-6)
+
+
+def test_run_cut_off_after_its_last_step_is_finished():
+    run = train(config(steps=5_000), console=QUIET)
+    before = metrics(run)
+    (run / "metrics.json").unlink()
+    resume(run, console=QUIET)
+    after = metrics(run)
+    assert after == before
+
+
+def test_run_cut_off_in_its_first_checkpoint_starts_again():
+    run = train(config(steps=5_000), console=QUIET)
+    (run / "metrics.json").unlink()
+    (run / "curve.csv").unlink()
+    resume(run, console=QUIET)
+    assert runs.read_csv(run / "curve.csv")[0]["agent_steps"] == 0
+    assert metrics(run)["agent_steps"] >= 5_000
+
+
+def test_moved_run_logs_where_it_is():
+    run = train(config(steps=5_000), "old", console=QUIET)
+    moved = run.rename(run.with_name("new"))
+    resume(moved, 8_000, console=QUIET)
+    assert not run.exists()
+    assert len(list((moved / "tensorboard").iterdir())) >= 1
+
+
+@pytest.mark.parametrize("text", ["no json", "{}", '{"training": {"network": [8], "stepz": 3}}'])
+def test_broken_configurations_are_named(text):
+    run = train(config(steps=2_000), console=QUIET)
+    (run / "config.json").write_text(text)
+    with pytest.raises(ValueError, match=r"config\.json does not hold the configuration of a run"):
+        resume(run, console=QUIET)
+
+
+def test_options_that_cannot_be_kept_are_refused_at_once():
+    with pytest.raises(TypeError, match="option scenario is kept with the run as text"):
+        TrainConfig(options={"scenario": load_scenario()})
+    assert TrainConfig(options={"privacy_budget": np.ones(13)}).options["privacy_budget"].shape == (13,)
 
 
 def test_even_one_rollout_is_learned_from():

@@ -57,6 +57,14 @@ class TrainConfig:
         validation.number("learning_rate", self.learning_rate, 0.0, open_low=True)
         if self.gamma is not None:
             validation.number("gamma", self.gamma, 0.0, 1.0)
+        for name, value in self.options.items():
+            try:
+                json.dumps(value, default=_plain)
+            except TypeError:
+                raise TypeError(
+                    f"option {name} is kept with the run as text, got {value!r}; give numbers, lists, names, paths as "
+                    "text, a scenario as a TOML file"
+                ) from None
 
 
 # What suits a market better than the defaults of TrainConfig. Rollouts are whole days: 57 600 agent-steps of 20 homes.
@@ -77,12 +85,16 @@ def load_config(folder: Path) -> TrainConfig:
 
     Raises:
         FileNotFoundError: not a run folder.
+        ValueError: its configuration cannot be read.
     """
     path = folder / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{folder} is not a run: it has no config.json")
-    values = json.loads(path.read_text(encoding="utf-8"))["training"]
-    return TrainConfig(**{**values, "network": tuple(values["network"])})
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))["training"]
+        return TrainConfig(**{**values, "network": tuple(values["network"])})
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} does not hold the configuration of a run: {error!r}") from error
 
 
 def save_config(folder: Path, config: TrainConfig) -> None:
@@ -141,13 +153,13 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON in one step; arrays become lists."""
+    write_text(path, json.dumps(value, indent=2, default=_plain) + "\n")
 
-    def plain(item: Any) -> Any:
-        if isinstance(item, np.ndarray | np.generic):
-            return item.tolist()
-        raise TypeError(f"cannot write {type(item).__name__} as JSON")
 
-    write_text(path, json.dumps(value, indent=2, default=plain) + "\n")
+def _plain(item: Any) -> Any:
+    if isinstance(item, np.ndarray | np.generic):
+        return item.tolist()
+    raise TypeError(f"cannot write {type(item).__name__} as JSON")
 
 
 def write_csv(path: Path, rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> None:

@@ -47,28 +47,38 @@ class Watch(BaseCallback):
         self.bar = progress.add_task("training", total=run.config.steps, completed=run.done, shown="")
         self.spent = run.seconds
         self.rollouts = 0
+        self.due = False
         self.overhead = 0.0
         self.started = 0.0
 
     def _on_training_start(self) -> None:
         self.started = time.perf_counter()
         if not self.run.curve:
-            self._measure()
+            self.measure()
 
     def _on_step(self) -> bool:
+        # Learners train after a rollout has ended, and all of them before the first step of the next one has.
+        if self.due:
+            self.due = False
+            self._clock()
+            self.measure()
         return True
 
     def _on_rollout_end(self) -> None:
         self.rollouts += 1
-        learners = len(self.run.models)
-        self.run.done = self.model.num_timesteps * learners
-        self.run.seconds = self.spent + time.perf_counter() - self.started - self.overhead
+        self.due = self.rollouts % self.run.interval == 0
+        self.run.done = self.model.num_timesteps * len(self.run.models)
+        self._clock()
         self.progress.update(self.bar, completed=min(self.run.done, self.run.config.steps))
-        if self.rollouts % self.run.interval == 0:
-            self._measure()
 
-    def _measure(self) -> None:
-        # Measuring is not training: its time is kept apart.
+    def _on_training_end(self) -> None:
+        self._clock()
+
+    def _clock(self) -> None:
+        self.run.seconds = self.spent + time.perf_counter() - self.started - self.overhead
+
+    def measure(self) -> None:
+        """Measure and save what has been learned so far; not counted as training time."""
         begun = time.perf_counter()
         row = self.run.measure()
         gain = row.get("episode_gain")
@@ -76,6 +86,7 @@ class Watch(BaseCallback):
         self.progress.update(self.bar, shown=shown)
         for key in ("nashconv", "social_gap"):
             self.logger.record(f"equilibrium/{key}", row[key])
+        self.logger.dump(self.run.done // len(self.run.models))
         self.run.save()
         self.overhead += time.perf_counter() - begun
 
@@ -98,10 +109,15 @@ class Run:
         self.curve: list[dict[str, float]] = []
         self.done, self.seconds = 0, 0.0
         self.models: list[BaseAlgorithm] = make_models(config, self.env, envs, str(folder / "tensorboard"))
-        if resume and all(path.is_file() for path in self.paths):
+        # The curve is written after the models: without it the first checkpoint was cut off.
+        curve = folder / "curve.csv"
+        if resume and curve.is_file() and all(path.is_file() for path in self.paths):
             kind = ALGORITHMS[config.algorithm]
+            logs = [model.tensorboard_log for model in self.models]  # of this folder, which may have been moved
             self.models = [kind.load(path, env=env, device="cpu") for path, env in zip(self.paths, envs, strict=True)]
-            self.curve = read_csv(folder / "curve.csv")
+            for model, log in zip(self.models, logs, strict=True):
+                model.tensorboard_log = log
+            self.curve = read_csv(curve)
             self.done = self.models[0].num_timesteps * len(self.models)
             self.seconds = self.curve[-1]["seconds"]
         self.policy = LearnedPolicy(self.models, len(self.agents))
@@ -154,9 +170,9 @@ class Run:
             TimeRemainingColumn(),
         )
         with Progress(*columns, console=console) as progress:
-            learn(self.models, self.config.steps, self.done, Watch(self, progress))
-        self.measure()
-        self.save()
+            watch = Watch(self, progress)
+            learn(self.models, self.config.steps, self.done, watch)
+            watch.measure()
 
 
 def train(config: TrainConfig, name: str | None = None, console: Console | None = None) -> Path:
@@ -178,7 +194,7 @@ def train(config: TrainConfig, name: str | None = None, console: Console | None 
 
 
 def resume(folder: Path, steps: int | None = None, console: Console | None = None) -> Path:
-    """Go on with an interrupted run from its last checkpoint, to ``steps`` in all if given.
+    """Go on with an interrupted run from its last checkpoint, to ``steps`` in all if given; write what is missing.
 
     The random streams start afresh and SAC starts with an empty replay buffer, so an interrupted run does not repeat
     an uninterrupted one to the digit.
@@ -191,10 +207,11 @@ def resume(folder: Path, steps: int | None = None, console: Console | None = Non
     if steps is not None:
         config = dataclasses.replace(config, steps=steps)
     run = Run(folder, config, resume=True)
-    if run.done >= config.steps:
+    learned = run.done >= config.steps
+    if learned and (folder / "metrics.json").is_file():
         raise ValueError(f"run {folder} already has {run.done:,} of {config.steps:,} agent-steps; ask for more --steps")
     save_config(folder, config)
-    return _go(run, console or Console())
+    return finish(run, console or Console()) if learned else _go(run, console or Console())
 
 
 def _go(run: Run, console: Console) -> Path:
