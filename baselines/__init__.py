@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -46,7 +47,12 @@ def make(env: Any, name: str, **options: Any) -> Policy:
     """
     functional = _functional(env)
     known = REGISTRY[_market(functional)]
-    return known[validation.choice("baseline", name, known)](functional, **options)
+    baseline = known[validation.choice("baseline", name, known)]
+    try:
+        inspect.signature(baseline).bind(functional, **options)
+    except TypeError as error:
+        raise TypeError(f"baseline {name!r}: {error}") from None
+    return baseline(functional, **options)
 
 
 def _functional(env: Any) -> Any:

@@ -68,7 +68,7 @@ def best_response_dynamics(
         ValueError: an argument out of range.
     """
     params, y, shift = _begin(scenario, start, private_information)
-    sweeps = _whole("sweeps", sweeps)
+    sweeps = validation.count("sweeps", sweeps)
     alone = [_one_agent(params, agent) for agent in range(y.shape[-1])]
 
     def sweep(shift: Floats) -> Floats:
@@ -114,7 +114,7 @@ def damped_best_response_dynamics(
         ValueError: an argument out of range.
     """
     params, y, shift = _begin(scenario, start, private_information)
-    sweeps = _whole("sweeps", sweeps)
+    sweeps = validation.count("sweeps", sweeps)
     share = validation.number("damping", 1.0 / y.shape[-1] if damping is None else damping, 0.0, 1.0, open_low=True)
 
     def move(shift: Floats) -> Floats:
@@ -159,11 +159,11 @@ def diffusion(
         private_information: ``(..., N)`` y [MWh].
 
     Raises:
-        ValueError: an argument out of range.
+        ValueError: an argument out of range, or steps too large, with which shifts grow without end.
     """
     params, y, shift = _begin(scenario, start, private_information)
-    iterations = _whole("iterations", iterations)
-    every = max(1, iterations // 1000) if record_every is None else _whole("record_every", record_every)
+    iterations = validation.count("iterations", iterations)
+    every = max(1, iterations // 1000) if record_every is None else validation.count("record_every", record_every)
     size, reach = y.shape[-1], params.max_shift
     # ∂F_n/∂S is 2·weight_n = B_n/B².
     scale = 0.5 / params.weight if preconditioned else np.ones(size)
@@ -207,11 +207,7 @@ def _begin(
     first = np.zeros_like(y) if start is None else np.asarray(start, dtype=y.dtype)
     if first.shape[-1:] != y.shape[-1:]:
         raise ValueError(f"start must have shape (..., {y.shape[-1]}), got {first.shape}")
-    outside = ~(np.abs(first) <= params.max_shift)
-    if outside.any():
-        index = tuple(int(i) for i in np.argwhere(outside)[0])
-        allowed = float(params.max_shift[index[-1]])
-        raise ValueError(f"start of agent {index[-1]} must be within ±{allowed:g} MWh (8d), got {first[index]}")
+    rules.check_reach(params, "start", first)
     y, first = np.broadcast_arrays(y, first)
     return params, y, first.copy()
 
@@ -243,7 +239,10 @@ def _iterate(
     at, shifts = [0], [shift]
     moved = np.full(load.shape, np.inf)
     for iteration in range(1, iterations + 1):
-        new = move(shift)
+        with np.errstate(over="ignore", invalid="ignore"):
+            new = move(shift)
+        if not np.isfinite(new).all():
+            raise ValueError(f"the rule diverged: shifts of iteration {iteration} are not finite; take smaller steps")
         moved, shift = np.abs(new - shift).max(-1), new
         stop = iteration == iterations or (tolerance is not None and bool((moved <= still).all()))
         if stop or iteration % every == 0:
@@ -254,12 +253,6 @@ def _iterate(
     recorded = np.stack(shifts)
     price = rules.price_at(params, load + recorded.sum(-1), bounded=False)
     return Trace(np.array(at), recorded, price, moved <= still)
-
-
-def _whole(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-        raise ValueError(f"{name} must be a whole number >= 1, got {value!r}")
-    return int(value)
 
 
 class LearnedProfile:

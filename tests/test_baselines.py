@@ -49,6 +49,10 @@ def test_names_and_errors():
         baselines.names(3)
     with pytest.raises(TypeError, match="sweep"):
         baselines.make(env, "best_response", sweep=3)
+    with pytest.raises(TypeError, match="baseline 've': got an unexpected keyword argument 'sweeps'"):
+        baselines.make(env, "ve", sweeps=3)
+    with pytest.raises(ValueError, match=r"the rule diverged: shifts of iteration .* take smaller steps"):
+        baselines.make(env, "diffusion", step=1e3)
     with pytest.raises(ValueError, match="sweeps must be a whole number >= 1, got 0"):
         baselines.make(env, "best_response", sweeps=0)
     with pytest.raises(ValueError, match=r"damping must be in \(0, 1\], got 1.5"):

@@ -187,6 +187,31 @@ def test_file_from_disk(tmp_path):
     np.testing.assert_array_equal(loaded.max_shift, 0.5)
 
 
+def test_what_is_no_scenario_is_refused_by_name(tmp_path):
+    for given in (3, None, b"ieee14"):
+        with pytest.raises(TypeError, match=r"scenario must be a name, the path of a \.toml file or a Scenario, got"):
+            load_scenario(given)
+    (tmp_path / "latin.toml").write_bytes('name = "é"'.encode("latin-1"))
+    with pytest.raises(ValueError, match=r"latin\.toml' is not valid TOML"):
+        load_scenario(tmp_path / "latin.toml")
+    one, other = (
+        write(tmp_path / "one.toml", {"base": "other.toml"}),
+        write(tmp_path / "other.toml", {"base": "one.toml"}),
+    )
+    for path in (one, other):
+        with pytest.raises(ValueError, match="is based on itself"):
+            load_scenario(path)
+    for size, message in (
+        (2.5, "n must be a whole number"),
+        ("3", "n must be a whole number"),
+        (1, "at least 2 agents"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Scenario.random(size)
+    with pytest.raises(ValueError, match="seed must be a whole number >= 0, got -1"):
+        Scenario.random(3, -1)
+
+
 def test_file_with_a_base(tmp_path):
     shipped = load_scenario(write(tmp_path / "a.toml", {"base": "ieee14", "max_shift": 1.0}))
     np.testing.assert_array_equal(shipped.max_shift, 1.0)

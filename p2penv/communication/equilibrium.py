@@ -235,13 +235,7 @@ def _prepare(
         raise ValueError(f"penalty must be > 0 with shared='penalty' and 0 otherwise, got {penalty!r} with {shared!r}")
     *arrays, y = validation.per_agent(params.slope.shape[-1], **profile, private_information=private(params, y))
     shift = arrays[0]
-    if isinstance(shift, np.ndarray):
-        # float32 actions reach α up to rounding.
-        outside = ~(np.abs(shift) <= params.max_shift * (1 + 1e-6))
-        if outside.any():
-            index = tuple(int(i) for i in np.argwhere(outside)[0])
-            allowed = float(params.max_shift[index[-1]])
-            raise ValueError(f"shift of agent {index[-1]} must be within ±{allowed:g} MWh (8d), got {shift[index]}")
+    rules.check_reach(params, "shift", shift)
     total = row_sum(y + shift)
     return params, total, total[..., None] - shift, arrays
 

@@ -271,6 +271,21 @@ def _variance(variance: Array) -> Array:
     return variance
 
 
+def check_reach(params: Params, name: str, shift: Array) -> None:
+    """Refuse shifts ``(..., N)`` beyond α (8d), where they can be looked at.
+
+    Raises:
+        ValueError: names agent, value and α.
+    """
+    if not isinstance(shift, np.ndarray):
+        return
+    outside = ~(np.abs(shift) <= params.max_shift * (1 + 1e-6))  # float32 actions reach α up to rounding
+    if outside.any():
+        index = tuple(int(i) for i in np.argwhere(outside)[0])
+        allowed = float(params.max_shift[index[-1]])
+        raise ValueError(f"{name} of agent {index[-1]} must be within ±{allowed:g} MWh (8d), got {shift[index]}")
+
+
 def privacy_loss_at(shift: Array, variance: Array) -> Array:
     """:func:`privacy_loss`, unchecked."""
     if isinstance(variance, np.ndarray) and np.count_nonzero(variance) == variance.size:

@@ -323,9 +323,9 @@ class Scenario:
         equilibrium exists. An agent moves the price by about 1/N: with privacy budgets of that order and p0 near
         price − c some agents of a market of any size over-report, some under-report and some stop in between.
         """
-        if n < 2:
+        if validation.count("n", n) < 2:
             raise ValueError(f"a communication game needs at least 2 agents, got n = {n}")
-        rng = np.random.default_rng(seed)
+        rng = np.random.default_rng(None if seed is None else validation.seed("seed", seed))
         price = rng.uniform(9.0, 12.0)
         a, b = rng.uniform(0.3, 1.0, n), rng.uniform(4.0, 8.0, n)
         discomfort, trading_price = rng.uniform(0.3, 5.0, n), rng.uniform(0.5, 2.0)
@@ -392,12 +392,14 @@ def load_scenario(name: str | Path = "ieee14", **overrides: Any) -> Scenario:
     return scenario.replace(**overrides) if overrides else scenario
 
 
-def _read(name: str | Path) -> dict[str, Any]:
+def _read(name: str | Path, above: tuple[str, ...] = ()) -> dict[str, Any]:
     table, parent = scenarios.read("communication", name)
+    if str(name) in above:
+        raise ValueError(f"scenario {str(name)!r} is based on itself: {' -> '.join((*above, str(name)))}")
     # Before the base's fields are filled in: its trading price must not replace this table's own prices.
     if "trading_price" in table:
         table |= _trading_fields(table.pop("trading_price"))
     if "base" not in table:
         return table
     base = str(table.pop("base"))
-    return _read(parent / base if base.endswith(".toml") else base) | table
+    return _read(parent / base if base.endswith(".toml") else base, (*above, str(name))) | table

@@ -28,8 +28,11 @@ def read(market: str, name: str | Path) -> tuple[dict[str, Any], Any]:
     """Table of a shipped scenario or of a ``.toml`` file, and the folder it lies in.
 
     Raises:
+        TypeError: neither text nor a path.
         ValueError: unknown name (the error lists the known ones), no such file, or not TOML.
     """
+    if not isinstance(name, str | Path):
+        raise TypeError(f"scenario must be a name, the path of a .toml file or a Scenario, got {name!r}")
     path = Path(name)
     if path.suffix == ".toml":
         if not path.is_file():
@@ -41,7 +44,7 @@ def read(market: str, name: str | Path) -> tuple[dict[str, Any], Any]:
         path = parent / f"{name}.toml"
     try:
         return tomllib.loads(path.read_text(encoding="utf-8")), parent
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"scenario {str(name)!r} is not valid TOML: {error}") from None
 
 
