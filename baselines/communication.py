@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from baselines.uniform import UniformPolicy
 from p2penv.communication import equilibrium, rules
 from p2penv.communication.env import Communication, State
-from p2penv.communication.rules import Params
+from p2penv.communication.params import Params, as_params
 from p2penv.communication.scenario import Scenario
 from p2penv.core import validation
 from p2penv.core.arrays import Array, clip
@@ -202,7 +202,7 @@ def _begin(
     scenario: Scenario | Params, start: Array | None, private_information: Array | None
 ) -> tuple[Params, Floats, Floats]:
     """Params, y and first shifts of one common shape ``(..., N)``."""
-    params = rules.as_params(scenario)
+    params = as_params(scenario)
     y = np.asarray(rules.private(params, private_information))
     first = np.zeros_like(y) if start is None else np.asarray(start, dtype=y.dtype)
     if first.shape[-1:] != y.shape[-1:]:

@@ -28,7 +28,7 @@ from rich.table import Table
 import p2penv
 from p2penv.communication import Scenario, load_scenario
 from p2penv.communication.equilibrium import variational_equilibrium
-from p2penv.communication.rules import Params
+from p2penv.communication.params import Params
 from p2penv.core.contract import Draw
 from p2penv.faces.vector import MarketVectorEnv
 from training.runs import versions, write_csv, write_json

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from p2penv.communication import params as params_of
 from p2penv.communication import rules
 from p2penv.communication.equilibrium import best_response, exploitability, potential, variational_equilibrium
 from p2penv.communication.scenario import Scenario, load_scenario
@@ -104,7 +105,7 @@ def test_default_case_constants():
     params = load_scenario().params()
     assert params.total_slope == pytest.approx(31.890463, abs=5e-7)
     assert params.intercept == pytest.approx(156.0, abs=1e-12)
-    low, high = rules.price_bounds(params)
+    low, high = params_of.price_bounds(params)
     assert low == pytest.approx(6.0005, abs=1e-12)
     assert high == pytest.approx(11.40674, abs=5e-6)
     assert rules.price_at(params, 66.0, bounded=False) == pytest.approx(6.961329, abs=5e-7)
@@ -199,7 +200,7 @@ def test_bounded_clearing_is_the_joint_optimum(solve_qp):
 
 def test_bounded_price_is_clamped_where_nobody_can_serve():
     scenario = load_scenario()
-    points, _ = rules.clip_points(scenario.params())
+    points, _ = params_of.clip_points(scenario.params())
     served = np.array([-1e6, 1e6])[:, None] * np.eye(1, 13)
     prices = rules.clearing_price(scenario, served, bounded=True)
     np.testing.assert_array_equal(prices, [points.min(), points.max()])
@@ -211,7 +212,7 @@ def test_bounded_price_is_clamped_where_nobody_can_serve():
 def test_bounded_price_is_the_lowest_on_a_flat_piece():
     # A scenario has no flat piece inside: all its devices move at some common price. Parameters may have one.
     one = np.ones(2)
-    params = rules.derive(
+    params = params_of.derive(
         Scenario.random(2, 0)
         .params()
         ._replace(

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 
 from p2penv.communication import equilibrium, physical, rules
+from p2penv.communication.params import Params
 from p2penv.communication.policies import ProfilePolicy
-from p2penv.communication.rules import Params
 from p2penv.communication.scenario import Scenario, load_scenario
 from p2penv.core import validation
 from p2penv.core.arrays import Array, clip, column, namespace, row_sum, row_sums, safe_divide, scalar, vector

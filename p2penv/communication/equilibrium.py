@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import numpy as np
 
 from p2penv.communication import rules
-from p2penv.communication.rules import Params, as_params, least_variance_at, private, violation
+from p2penv.communication.params import Params, as_params
+from p2penv.communication.rules import least_variance_at, private, violation
 from p2penv.core import validation
 from p2penv.core.arrays import Array, clip, column, namespace, row_sum, safe_divide
 from p2penv.core.roots import Inverse, evaluate, inverse_of_answers, piecewise_root

@@ -11,15 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from p2penv.communication.rules import (
-    Params,
-    clip_points,
-    dispatch,
-    price_at,
-    private,
-    trading_change,
-    trading_cost,
-)
+from p2penv.communication.params import Params, clip_points
+from p2penv.communication.rules import dispatch, price_at, private, trading_change, trading_cost
 from p2penv.core.arrays import Array, clip, namespace, normal_cdf
 
 

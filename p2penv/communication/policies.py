@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
 from p2penv.communication import equilibrium
-from p2penv.communication.rules import Params
+from p2penv.communication.params import Params
 from p2penv.core.arrays import Array
 from p2penv.core.contract import Draw, Noise
 

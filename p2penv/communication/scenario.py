@@ -16,8 +16,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from p2penv.communication import rules
-from p2penv.communication.rules import Params
+from p2penv.communication.params import Params, derive, price_bounds
 from p2penv.core import scenarios, validation
 from p2penv.core.params import cast, freeze
 
@@ -131,7 +130,7 @@ class Scenario:
         validation.choice("privacy", self.privacy, ("budget", "floor"))
         self._check_network(size)
         self._check_prices(size)
-        low, high = (float(bound) for bound in rules.price_bounds(self.params()))
+        low, high = (float(bound) for bound in price_bounds(self.params()))
         if low > high:
             raise ValueError(
                 "empty feasible set: expected generation and demand fit no price, which would have to be at least "
@@ -236,7 +235,7 @@ class Scenario:
 
     @cached_property
     def _params(self) -> Params:
-        return freeze(rules.derive(Params(*self._raw())))
+        return freeze(derive(Params(*self._raw())))
 
     def _raw(self) -> tuple[Floats, ...]:
         floor = self.privacy == "floor"
