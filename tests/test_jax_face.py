@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from p2penv import make_functional
-from p2penv.communication import load_scenario, rules
+from p2penv.communication import load_scenario
+from p2penv.communication.params import derive
 from p2penv.core.contract import Draw
 from p2penv.core.random import JaxStream, NumpyStream
 from p2penv.core.roots import evaluate
@@ -158,7 +159,7 @@ def test_gradients_by_parameters_and_actions(name, double):
     weights = jnp.asarray(rng.normal(size=13))
 
     def value(price, discomfort, actions):
-        changed = rules.derive(params._replace(wholesale_price=price, discomfort=discomfort))
+        changed = derive(params._replace(wholesale_price=price, discomfort=discomfort))
         state = market.initial(changed, noise, 1)
         return (market.step(changed, state, actions, step_noise).reward @ weights)[0]
 
@@ -180,7 +181,7 @@ def test_gradients_by_parameters_and_actions(name, double):
 def test_parameters_can_be_derived_while_compiling(privacy, double):
     """Which privacy rule holds is not known then."""
     wanted = load_scenario(privacy=privacy).params()
-    found = jax.jit(rules.derive)(load_scenario(privacy=privacy).params(jnp))
+    found = jax.jit(derive)(load_scenario(privacy=privacy).params(jnp))
     loads = np.linspace(-50.0, 300.0, 40)
     for table in ("free", "clearing"):
         answers = (evaluate(getattr(params, table), loads) for params in (found, wanted))
