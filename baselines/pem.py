@@ -14,8 +14,8 @@ from baselines.uniform import UniformPolicy
 from p2penv.core import validation
 from p2penv.core.arrays import Array, clip, namespace, safe_divide
 from p2penv.core.contract import Policy
-from p2penv.pem import settlement
-from p2penv.pem.env import MARGIN, PEM, Params, State, Window
+from p2penv.pem import rules, settlement
+from p2penv.pem.env import PEM, Params, State, Window
 from p2penv.pem.equilibrium import FIELDS, best_misreport
 from p2penv.pem.policies import StackelbergPolicy, TruthfulPolicy
 from p2penv.pem.rules import NO_MARKET
@@ -82,7 +82,7 @@ def answer(env: PEM, params: Params, state: State, sell: Array, buy: Array) -> A
     can be moved is left to the encoding.
     """
     k, generation = env._row(params.preference, state.time), env._row(params.generation, state.time)
-    return clip(generation, k / buy - 1.0, k / sell - 1.0)
+    return clip(generation, k / buy - 1.0, safe_divide(k, sell, np.inf) - 1.0)
 
 
 def average_prices(env: PEM, params: Params, state: State) -> tuple[Array, Array]:
@@ -243,7 +243,7 @@ def payoff(env: PEM, agent: int, path: Path, charging: Floats, loads: Floats | N
     k, generation, base = (each[rows, agent, None] for each in (p.preference, p.generation, p.load))
     loss, flexibility = p.loss[agent], p.flexibility[agent]
     free = generation - charging
-    at_sell, at_buy = (k / price[:, None] - 1.0 - loss * charging for price in path)
+    at_sell, at_buy = (safe_divide(k, price[:, None], np.inf) - 1.0 - loss * charging for price in path)
     least, most = (1.0 - flexibility) * base, (1.0 + flexibility) * base
     best = env.response == "best"
     if loads is None:
@@ -280,8 +280,7 @@ def hindsight(env: PEM, agent: int, path: Path | None = None, knots: int = KNOTS
     p, horizon, hours = env.params, env.horizon, float(env.params.hours)
     powers = _powers(env, agent, path, knots)
     pays, _ = payoff(env, agent, path, powers)
-    into, out = p.charge_efficiency[agent], p.discharge_efficiency[agent]
-    stored = hours * (into * np.maximum(powers, 0.0) - np.maximum(-powers, 0.0) / out)
+    stored = rules.charge_change(powers, p.charge_efficiency[agent], p.discharge_efficiency[agent], hours)
     many = powers.shape[1]
     # Variables: the weight of every knot in every window, then the charge after every window.
     window = np.repeat(np.arange(horizon), many)
@@ -314,10 +313,9 @@ def _powers(env: PEM, agent: int, path: Path, knots: int) -> Floats:
     power, loss = p.power[agent], p.loss[agent]
     even = np.broadcast_to(np.append(np.linspace(-power, power, knots), 0.0), (env.horizon, knots + 1))
     # The home's best load leaves it balanced between these, and meets the ends of its flexibility at those.
-    sides = [(generation + 1.0 - k / price[:, None]) / (1.0 - loss) for price in path]
+    sides = [(generation + 1.0 - safe_divide(k, price[:, None], np.inf)) / (1.0 - loss) for price in path]
     every = np.concatenate([even, *sides, generation - least, generation - most], axis=1)
-    deepest = np.minimum(power, (least + 1.0 - MARGIN) / loss)
-    return np.sort(np.clip(every, -deepest, power), axis=1)
+    return np.sort(np.clip(every, -rules.discharge_limit(power, least, loss), power), axis=1)
 
 
 def day_of_actions(env: PEM, schedules: Sequence[Schedule]) -> Floats:

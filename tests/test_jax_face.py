@@ -354,3 +354,44 @@ def test_gradients_of_the_energy_market(name, double):
         numeric = (ends[0] - ends[1]) / (2 * small)
         assert abs(float(numeric)) > 1e-6
         np.testing.assert_allclose(jnp.sum(slope * direction), numeric, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("pricing", ["paper", "exact", "exact_bound"])
+def test_gradients_of_the_energy_market_without_sellers_or_buyers(pricing, double):
+    """Finite and right by actions and the retail price where a root or a quotient is of zero, without buyback too."""
+    random = Day.random(4, 2, 3)
+    kinds = {
+        "nobody sells": random.replace(generation=0.0 * random.load),
+        "nobody buys": random.replace(generation=random.generation + 5.0),
+        "idle": random.replace(generation=0.0 * random.load, load=0.0 * random.load, battery_power=0.0),
+        "both": random.replace(generation=random.load * np.array([3.0, 0.0, 0.0, 1.1])),
+    }
+    caps = dict.fromkeys(("preference_cap", "capacity_cap", "demand_cap"), 0.3)
+    actions = jnp.asarray(np.random.default_rng(3).uniform(-0.2, 0.2, (1, 4, 5)))
+    direction = jnp.asarray(np.random.default_rng(5).normal(size=actions.shape))
+    weights = jnp.asarray(np.random.default_rng(4).normal(size=4))
+    market = make_functional("pem_v0", scenario=random, pricing=pricing, **caps)
+
+    @jax.jit
+    def both(params, actions, retail):
+        def value(actions, retail):
+            changed = params._replace(prices=params.prices._replace(retail=retail))
+            return (market.step(changed, market.initial(changed, {}, 1), actions, {}).reward @ weights)[0]
+
+        return value(actions, retail), jax.grad(value, (0, 1))(actions, retail)
+
+    seen = set()
+    for kind, scenario in kinds.items():
+        for buyback in (0.0, 80.0):
+            energy = make_functional("pem_v0", scenario=scenario.replace(buyback=buyback), pricing=pricing, **caps)
+            params, small = energy.parameters(jnp), 1e-5
+            retail = params.prices.retail
+            info = energy.step(params, energy.initial(params, {}, 1), actions, {}).info
+            seen.add((bool(info["sellers"][0]), bool(info["buyers"][0])))
+            _, (slope, by_retail) = both(params, actions, retail)
+            assert jnp.isfinite(slope).all(), (kind, buyback)
+            assert jnp.isfinite(by_retail), (kind, buyback)
+            ends = [both(params, actions + sign * small * direction, retail)[0] for sign in (1, -1)]
+            numeric = (ends[0] - ends[1]) / (2 * small)
+            np.testing.assert_allclose(jnp.sum(slope * direction), numeric, rtol=1e-4, atol=1e-5, err_msg=kind)
+    assert seen == {(False, True), (True, False), (False, False), (True, True)}

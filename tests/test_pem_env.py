@@ -43,6 +43,7 @@ COMMUNITIES = {
     "idle": lambda case: case.replace(generation=0.0 * case.load, load=0.0 * case.load),
 }
 ENTRY = st.one_of(st.sampled_from([-1.0, 0.0, 1.0, 1e-300]), st.floats(-1, 1))
+BUYBACK = st.sampled_from([0.0, 30.0, 80.0])
 OPTIONS = st.fixed_dictionaries(
     {
         "pricing": st.sampled_from(PRICINGS),
@@ -85,7 +86,7 @@ def zeros(face):
 
 
 def supplies(offers, price):
-    return [min(max(s - k / price, 0.0), g) for k, s, g in offers]
+    return [min(max(s - k / price, 0.0), g) if price > 0.0 else 0.0 for k, s, g in offers]
 
 
 def best_price(offers, demand, prices):
@@ -199,9 +200,9 @@ def by_hand(case, time, charge, action, *, pricing, response, offer, caps):
 
 
 @settings(max_examples=250)
-@given(st.sampled_from(list(COMMUNITIES)), st.integers(2, 5), st.integers(0, 10**6), OPTIONS, st.lists(ENTRY))
-def test_a_day_is_the_written_order_in_plain_python(kind, homes, seed, options, entries):
-    case = community(kind, homes, 3, seed)
+@given(st.sampled_from(list(COMMUNITIES)), st.integers(2, 5), st.integers(0, 10**6), BUYBACK, OPTIONS, st.lists(ENTRY))
+def test_a_day_is_the_written_order_in_plain_python(kind, homes, seed, buyback, options, entries):
+    case = community(kind, homes, 3, seed).replace(buyback=buyback)
     env = make_functional(NAME, scenario=case, **options)
     actions = random_actions(env, 1, seed)
     actions.ravel()[: len(entries)] = entries[: actions.size]
@@ -281,6 +282,38 @@ def test_extreme_market_by_hand(pricing):
     assert step.reward[0, 0] == pytest.approx(250.0 * math.log(6.0 - supply / 2 - left) + earned)
 
 
+@pytest.mark.parametrize("pricing", PRICINGS)
+def test_a_grid_that_pays_nothing_by_hand(pricing):
+    """Buyback 0, S = 4, an hour: √(120·405/4) is above 110; there supply is 4 − 405/110, nobody sells at price 0."""
+    case = Scenario(
+        generation=[[3.0, 0.0, 0.0]] * 2,
+        load=[[0.5, 1.0, 1.0]] * 2,
+        preference=[405.0, 200.0, 200.0],
+        buyback=0.0,
+        charge_value=0.0,
+        minutes=60,
+    )
+
+    def played(case):
+        env = make_functional(NAME, scenario=case, pricing=pricing)
+        return next(play(env, np.zeros((1, 1, 3, 5))))[1]
+
+    buyers = 200.0 * math.log(2.0) - 120.0
+    alone = 405.0 * math.log(4.0)  # all for itself, nothing sold
+    step, sold = played(case.replace(load=[[0.5, 2.0, 2.0]] * 2)), 4.0 - 405.0 / 110.0
+    assert step.info["price"][0] == pytest.approx(110.0)
+    wanted = [405.0 * math.log(4.0 - sold) + 110.0 * sold, *[200.0 * math.log(3.0) - 240.0 + 5.0 * sold] * 2]
+    np.testing.assert_allclose(step.reward[0], wanted, rtol=1e-12)
+    # Nobody buys: an extreme market in which the average price, and with it the supply, is 0.
+    step = played(case.replace(load=[[0.5, 0.0, 0.0]] * 2))
+    assert (step.info["case"][0], step.info["grid_energy"][0]) == (EXTREME, 0.0)
+    np.testing.assert_allclose(step.reward[0], [alone, 0.0, 0.0], rtol=1e-12)
+    # k/S is above p_h: no market to the exact prices; the paper sees 2.5 kW against 2, but at p_l there is none.
+    step = played(case.replace(preference=[600.0, 200.0, 200.0]))
+    assert step.info["case"][0] == (EXTREME if pricing == "paper" else NONE)
+    np.testing.assert_allclose(step.reward[0], [600.0 * math.log(4.0), buyers, buyers], rtol=1e-12)
+
+
 def test_lying_windows_by_hand():
     """A demand reported as its double is served first; a capacity overstated by 1 kW and not delivered costs a fee."""
     case = Scenario(
@@ -310,9 +343,9 @@ def test_lying_windows_by_hand():
 
 
 @settings(max_examples=120)
-@given(st.sampled_from(list(COMMUNITIES)), st.integers(2, 6), st.integers(0, 10**6), OPTIONS, st.lists(ENTRY))
-def test_energy_money_and_charge_balance(kind, homes, seed, options, entries):
-    case = community(kind, homes, 4, seed)
+@given(st.sampled_from(list(COMMUNITIES)), st.integers(2, 6), st.integers(0, 10**6), BUYBACK, OPTIONS, st.lists(ENTRY))
+def test_energy_money_and_charge_balance(kind, homes, seed, buyback, options, entries):
+    case = community(kind, homes, 4, seed).replace(buyback=buyback)
     env = make_functional(NAME, scenario=case, **options)
     actions = random_actions(env, 6, seed)
     actions.ravel()[: len(entries)] = entries[: actions.size]
@@ -692,8 +725,8 @@ def planned_by_scipy(case, time, charging):
 
 @pytest.mark.parametrize("kind", COMMUNITIES)
 def test_the_planner_is_that_of_a_generic_solver_and_never_worse_than_play(kind):
-    for seed in range(3):
-        case = community(kind, 4, 2, seed)
+    for seed, buyback in enumerate((80.0, 80.0, 0.0)):
+        case = community(kind, 4, 2, seed).replace(buyback=buyback)
         for pricing, response in itertools.product(PRICINGS, RESPONSES):
             leader = LEADERS[(seed + PRICINGS.index(pricing)) % 2]
             env = make_functional(NAME, scenario=case, pricing=pricing, response=response, leader=leader)
@@ -1000,6 +1033,7 @@ def test_bad_actions_are_refused_and_change_nothing(agent, action, message):
 FIELDS = st.fixed_dictionaries(
     {},
     optional={
+        "buyback": st.one_of(st.just(0.0), st.floats(1e-6, 91)),
         "low": st.floats(78, 105),
         "high": st.floats(100, 121),
         "loss": st.floats(0, 0.999),

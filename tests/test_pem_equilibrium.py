@@ -175,11 +175,14 @@ def fields_of(homes, agent):
 
 
 @settings(max_examples=150)
-@given(st.integers(0, 10**6), st.sampled_from(PRICINGS), st.sampled_from(["agent", "best"]))
-def test_no_report_in_a_box_exceeds_its_bound(seed, pricing, response):
+@given(
+    st.integers(0, 10**6), st.sampled_from(PRICINGS), st.sampled_from(["agent", "best"]), st.sampled_from([0.0, 80.0])
+)
+def test_no_report_in_a_box_exceeds_its_bound(seed, pricing, response, buyback):
     rng, homes, told, agent = random_case(seed)
+    prices = PRICES._replace(buyback=buyback)
     for fields in fields_of(homes, agent):
-        case = Case.of(homes, agent, told, PRICES, pricing, response)._replace(fields=fields)
+        case = Case.of(homes, agent, told, prices, pricing, response)._replace(fields=fields)
         low = np.exp(rng.uniform(-1.5, 1.5, (40, len(fields))))
         high = low * np.exp(rng.exponential(1.0, low.shape) * rng.choice([1e-6, 1e-2, 1.0], (40, 1)))
         bound = case.bounds(low, high)

@@ -203,6 +203,38 @@ def test_extreme_price_is_the_root_found_by_bracketing():
         assert rules.extreme_price(each, demand, PRICES) == pytest.approx(root, abs=1e-8)
 
 
+def test_a_price_of_zero_draws_no_supply():
+    each = offers([420.0, 1e-3, 5.0], [5.0, 5.0, 0.0], [4.0, 4.0, 0.0])
+    assert rules.supply(each, np.array([0.0])).tolist() == [0.0, 0.0, 0.0]
+    np.testing.assert_array_equal(
+        rules.supply(each, np.array([[0.0], [100.0]])), [[0.0, 0.0, 0.0], [5.0 - 4.2, 4.0, 0.0]]
+    )
+    # Without buyback p̄·E(p̄) = p_l·E_b has a closed form: p̄ = (p_l·E_b + k)/S, also where nothing is demanded.
+    for demand in (0.0, 0.1, 0.3):
+        found = rules.extreme_price(offers([420.0], 5.0, 4.0), np.array(demand), PRICES._replace(buyback=0.0))
+        assert found == pytest.approx((90.0 * demand + 420.0) / 5.0 if demand else 0.0, rel=1e-14)
+
+
+@given(
+    st.floats(0.0, 10.0), st.floats(0.0, 1.0), st.floats(0.1, 1.0), st.floats(0.1, 1.0), st.floats(0.0, 3.0),
+    st.floats(0.01, 0.99), st.floats(0.1, 3.0),
+)  # fmt: skip
+def test_battery_limits_are_the_furthest_that_are_safe(capacity, share, into, out, least, loss, hours):
+    """At a limit the battery is empty or full, or the logarithm at its margin; before it none of them is passed."""
+    charge = share * capacity
+    low, high = rules.charging_limits(charge, capacity, into, out, least, loss, hours)
+    assert low <= 0.0 <= high
+    for part in (0.0, 0.5, 1.0):
+        for end in (low, high):
+            after = charge + rules.charge_change(np.array(part * end), into, out, hours)
+            assert -1e-9 <= after <= capacity + 1e-9
+            assert 1.0 + least + loss * part * end >= 0.1 - 1e-9
+    empty = charge + rules.charge_change(np.array(low), into, out, hours)
+    assert min(empty, 1.0 + least + loss * low - 0.1) == pytest.approx(0.0, abs=1e-9)
+    full = charge + rules.charge_change(np.array(high), into, out, hours)
+    assert full == pytest.approx(capacity, abs=1e-9)
+
+
 def test_who_never_saturates_or_never_sells():
     # S − G ≤ 0: no price saturates; one interior seller at √(ps·k/S).
     assert market([420.0], 5.0, 5.0, 10.0).price == pytest.approx(np.sqrt(120.0 * 84.0))
@@ -234,7 +266,8 @@ def test_default_preferences_of_the_paper_never_leave_the_floor():
         assert rules.paper_price(each, each.most, np.array(1e3), PRICES).price == PRICES.low
         assert rules.exact_price(each, np.array(1e3), PRICES).price == PRICES.low
     assert (np.array([20.0, 40.0]) / PRICES.low - 1.0 < 0.0).all()  # the loads (10) asks for
-    assert (rules.best_load(np.array([20.0, 40.0]), np.array(90.0), np.zeros(2), np.ones(2)) == 0.0).all()
+    # So a seller that need not use anything keeps nothing: g = 2, S = 3 and all of G = 2 is supplied at the floor.
+    assert (rules.supply(offers([20.0, 40.0], 3.0, 2.0), np.array([90.0])) == 2.0).all()
 
 
 @given(st.floats(40.0, 119.0))

@@ -258,9 +258,11 @@ def test_the_energy_market_is_drawn(options, words):
             assert drawn == pytest.approx(net[role > 0].sum(), rel=2e-3)
 
 
-def test_the_picture_agrees_with_the_case_while_batteries_work():
+@pytest.mark.parametrize("buyback", [0.0, 80.0])
+def test_the_picture_agrees_with_the_case_while_batteries_work(buyback):
     """Supply left of demand at p_l is a general market, right of it an extreme one."""
-    env = p2penv.make_functional("pem_v0", scenario=Day.random(6, 24, 1).replace(initial_charge=0.8), infos="full")
+    scenario = Day.random(6, 24, 1).replace(initial_charge=0.8, buyback=buyback)
+    env = p2penv.make_functional("pem_v0", scenario=scenario, infos="full")
     state, rng, seen = env.initial(env.params, {}, 1), np.random.default_rng(2), set()
     for _ in range(env.horizon - 1):
         step = env.step(env.params, state, rng.uniform(-1.0, 1.0, (1, 6, 5)), {})

@@ -16,7 +16,7 @@ from p2penv.core import validation
 from p2penv.core.arrays import Array, clip, namespace, row_sum, safe_divide
 from p2penv.core.contract import Draw, Noise, Policy, Role, Step
 from p2penv.core.params import cast, freeze
-from p2penv.pem import private, settlement
+from p2penv.pem import private, rules, settlement
 from p2penv.pem.observations import Observer
 from p2penv.pem.policies import StackelbergPolicy, TruthfulPolicy
 from p2penv.pem.rules import GENERAL, Prices, extreme_price
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 # What else the constructor takes.
 FIELDS = {field.name for field in dataclasses.fields(Scenario)} | {"homes", "windows", "seed", "day", "profiles", "pv"}
 ACTIONS = ("battery", "load", "preference", "capacity", "demand")
-# The logarithm of a home's utility stays this far from its end [kW].
-MARGIN = 0.1
 # Largest cap: single precision holds squares of what is reported.
 CAP = 10.0
 
@@ -304,13 +302,16 @@ class PEM:
             self._row(profile, state.time) for profile in (params.generation, params.load, params.preference)
         )
         least = (1.0 - params.flexibility) * base
-        room = (params.capacity - state.charge) / (params.charge_efficiency * params.hours)
-        stored = state.charge * params.discharge_efficiency / params.hours
-        reach = least + 1.0 - MARGIN
-        beyond = stored * params.loss > reach
-        # The smallest loss may be zero in single precision.
-        deepest = xp.where(beyond, reach / xp.where(beyond, params.loss, 1.0), stored)
-        charging = clip(actions[..., 0] * params.power, -deepest, room)
+        lowest, highest = rules.charging_limits(
+            state.charge,
+            params.capacity,
+            params.charge_efficiency,
+            params.discharge_efficiency,
+            least,
+            params.loss,
+            params.hours,
+        )
+        charging = clip(actions[..., 0] * params.power, lowest, highest)
         load = base * (1.0 + params.flexibility * actions[..., 1])
         homes = Homes(
             preference,
@@ -371,7 +372,9 @@ class PEM:
         window = self.play(params, homes, reports, charging, self._offer(params, actions))
         if self.private is not None:
             window = self._cleared(self.private, params, state, window)
-        charge = self._charged(params, state.charge, charging)
+        change = rules.charge_change(charging, params.charge_efficiency, params.discharge_efficiency, params.hours)
+        # The power is within its limits already: these only take off rounding.
+        charge = clip(state.charge + change, 0.0 * change, params.capacity)
         time = state.time + 1
         ended = time >= self.horizon
         reward = window.reward + xp.where(ended[:, None], params.charge_value * charge, 0.0 * charge)
@@ -404,13 +407,6 @@ class PEM:
         """What a state is worth to each agent ``(E, N)`` should the day end in it: the charge left [cents]."""
         value = params.charge_value * state.charge
         return namespace(value).concat([value, 0.0 * value[:, :1]], axis=-1) if self.led else value
-
-    def _charged(self, params: Params, charge: Array, charging: Array) -> Array:
-        """Charge after a window of charging at b; b is projected already, so limits only take off rounding."""
-        xp = namespace(charge)
-        taken, given = xp.maximum(charging, 0.0 * charging), xp.maximum(-charging, 0.0 * charging)
-        change = params.hours * (params.charge_efficiency * taken - given / params.discharge_efficiency)
-        return clip(charge + change, 0.0 * charge, params.capacity)
 
     def _info(self, params: Params, window: Window, charge: Array, role: Array) -> dict[str, Array]:
         xp, hours, settled, terms = namespace(charge), params.hours, window.settled, window.terms

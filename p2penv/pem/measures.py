@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from p2penv.core.arrays import Array, clip, namespace, row_sum
+from p2penv.core.arrays import Array, clip, namespace, row_sum, safe_divide
 from p2penv.core.roots import piecewise_root
 from p2penv.pem import settlement
 from p2penv.pem.equilibrium import exploitability_of
@@ -71,6 +71,6 @@ def _planned(env: PEM, params: Params, state: State, homes: Homes, charging: Arr
     most = row_sum(highest)
     root = piecewise_root(points, xp.concat([k, -k], axis=-1), -most, 0.0 * most)
     root = xp.where(most < 0.0, 0.0 * root, root)  # bought from the grid, whatever the loads
-    inverse = clip(root, 0.0 * root + 1.0 / prices.retail, 0.0 * root + 1.0 / prices.buyback)
+    inverse = clip(root, 0.0 * root + 1.0 / prices.retail, 0.0 * root + safe_divide(1.0, prices.buyback, np.inf))
     net = clip(capacity - k * inverse[..., None], lowest, highest)
     return net, -net / inverse[..., None]

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from p2penv.core import validation
+from p2penv.core.arrays import safe_divide
 from p2penv.pem import rules, settlement
 from p2penv.pem.rules import EXTREME, GENERAL, NO_MARKET, Offers, Prices
 from p2penv.pem.settlement import Homes, Pricing, Reports, Response
@@ -280,7 +281,9 @@ class Case(NamedTuple):
             least, most, owed = net[0][:, agent], net[1][:, agent], _portions(sold, want)[1][:, agent]
             # Worth of supply within its ends, as much as possible of it sold at the price: concave.
             k, capacity = homes.preference[agent], homes.capacity[agent]
-            kept = np.clip(np.clip(owed, capacity - k / prices.buyback, capacity - k / high), least, most)
+            kept = np.clip(
+                np.clip(owed, capacity - safe_divide(k, prices.buyback, np.inf), capacity - k / high), least, most
+            )
             value = settlement.reward(k, capacity - kept - 1.0, -prices.buyback * kept)
             fee = (prices.retail - high) * np.maximum(due[0][:, agent] - most, 0.0)
             return value + (high - prices.buyback) * np.minimum(kept, owed) - fee

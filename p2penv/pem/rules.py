@@ -14,10 +14,14 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
+
 from p2penv.core.arrays import Array, clip, gather, namespace, row_sum, running_sum, safe_divide
 
 # Cases of a window: nobody sells at any price, supply is short, supply covers demand at the lowest price.
 NO_MARKET, GENERAL, EXTREME = 0, 1, 2
+# The logarithm of a home's utility stays this far from its end [kW].
+MARGIN = 0.1
 
 
 class Prices(NamedTuple):
@@ -54,17 +58,57 @@ class Market(NamedTuple):
     saving: Array  # (...) of all buyers against the grid, at the supply answered to the price [cents/h]
 
 
-def best_load(preference: Array, price: Array, charging: Array, loss: Array) -> Array:
-    """Load ``(..., n)`` best at a price, k/p − 1 − eb, unless it would be negative [kW]; (10) without its e."""
-    xp = namespace(preference, price)
-    load = preference / price - 1.0 - loss * charging
-    return xp.maximum(load, 0.0 * load)
+def discharge_limit(most: Array, least: Array, loss: Array) -> Array:
+    """Largest discharge −b ``(..., n)``, up to ``most``, at which 1 + l + eb stays ``MARGIN`` above 0 [kW].
+
+    At the least load, so that loads may still answer the price: −b ≤ (least + 1 − MARGIN)/e.
+
+    Args:
+        most: ``(..., n)`` ≥ 0, what the battery could give [kW].
+        least: ``(..., n)`` ≥ 0, least load [kW].
+        loss: ``(..., n)`` e ≥ 0; in single precision it may be 0.
+    """
+    xp = namespace(most, least)
+    reach = least + 1.0 - MARGIN
+    beyond = most * loss > reach
+    return xp.where(beyond, reach / xp.where(beyond, loss, 1.0), most)
+
+
+def charging_limits(
+    charge: Array,
+    capacity: Array,
+    charge_efficiency: Array,
+    discharge_efficiency: Array,
+    least: Array,
+    loss: Array,
+    hours: Array,
+) -> tuple[Array, Array]:
+    """Lowest and highest battery power b ``(..., n)`` that charge, room and the logarithm allow [kW].
+
+    Args:
+        charge: ``(..., n)`` in [0, capacity], at the start of the window [kWh].
+        capacity: ``(..., n)`` [kWh].
+        charge_efficiency: ``(..., n)`` in (0, 1].
+        discharge_efficiency: ``(..., n)`` in (0, 1].
+        least: ``(..., n)`` least load [kW].
+        loss: ``(..., n)`` e.
+        hours: of the window.
+    """
+    stored = charge * discharge_efficiency / hours
+    return -discharge_limit(stored, least, loss), (capacity - charge) / (charge_efficiency * hours)
+
+
+def charge_change(charging: Array, charge_efficiency: Array, discharge_efficiency: Array, hours: Array) -> Array:
+    """What a window at battery power b ``(..., n)`` adds to the charge, η_c·b⁺ − b⁻/η_d times its hours [kWh]."""
+    xp, none = namespace(charging), 0.0 * charging
+    taken, given = xp.maximum(charging, none), xp.maximum(-charging, none)
+    return hours * (charge_efficiency * taken - given / discharge_efficiency)
 
 
 def supply(offers: Offers, price: Array) -> Array:
-    """Supply ``(..., n)`` answered to prices ``(..., 1)`` or ``(..., n)``: S − k/p within [0, G] [kW]."""
-    answer = offers.capacity - offers.preference / price
-    return clip(answer, 0.0 * answer, offers.most)
+    """Supply ``(..., n)`` answered to prices ``(..., 1)`` or ``(..., n)``: S − k/p within [0, G], 0 at price 0 [kW]."""
+    answer = offers.capacity - safe_divide(offers.preference, price, np.inf)
+    return clip(answer, 0.0 * offers.most, offers.most)
 
 
 def curve(offers: Offers) -> Curve:
@@ -118,6 +162,13 @@ def _within(table: Curve, piece: Array, price: Array) -> Array:
     return clip(price, start, stop)[..., 0]
 
 
+def _root(values: Array) -> Array:
+    """Square root of what is positive, else 0: the root of zero has no derivative."""
+    xp = namespace(values)
+    positive = values > 0.0
+    return xp.where(positive, xp.sqrt(xp.where(positive, values, 1.0)), 0.0)
+
+
 def _case(table: Curve, demand: Array, prices: Prices) -> tuple[Array, Array]:
     """Supply at the lowest price, and the case it makes, ``(...)`` each."""
     xp = namespace(demand, table.points)
@@ -149,11 +200,8 @@ def exact_price(offers: Offers, demand: Array, prices: Prices, table: Curve | No
     ends = xp.concat([low[..., None], inner, ceiling[..., None]], axis=-1)
     # Pieces without supply keep rounding of sums that cancel.
     live = (table.level > 0.0) & (table.scale >= 0.0)
-    # The root of zero has no derivative.
-    rising = live & (table.scale > 0.0)
-    ratio = xp.where(rising, table.scale, 1.0) / xp.where(rising, table.level, 1.0)
-    root = xp.where(rising, xp.sqrt(retail[..., None] * ratio), 0.0)
-    price = clip(root, ends[..., :-1], ends[..., 1:])
+    ratio = xp.where(live, table.scale, 0.0) / xp.where(live, table.level, 1.0)
+    price = clip(_root(retail[..., None] * ratio), ends[..., :-1], ends[..., 1:])
     # Pieces out of range are squeezed to one of its ends, where their formula says nothing.
     valid = live & (ends[..., :-1] < ends[..., 1:])
     saving = xp.where(valid, (retail[..., None] - price) * (table.level - table.scale / price), -xp.inf)
@@ -181,8 +229,8 @@ def extreme_price(offers: Offers, demand: Array, prices: Prices, table: Curve | 
     piece = xp.sum(xp.astype(reached < target, xp.int32), axis=-1)[..., None]
     level, scale = gather(table.level, piece), gather(table.scale, piece)
     middle = level * pb[..., None] + scale + target
-    inside = xp.maximum(middle * middle - 4.0 * level * pb[..., None] * scale, 0.0 * middle)
-    root = _within(table, piece, safe_divide(0.5 * (middle + xp.sqrt(inside)), level))
+    inside = middle * middle - 4.0 * level * pb[..., None] * scale
+    root = _within(table, piece, safe_divide(0.5 * (middle + _root(inside)), level))
     return xp.where(supply_at(table, low) >= demand, clip(root, pb, low), low)
 
 
@@ -207,7 +255,7 @@ def paper_price(offers: Offers, nominal: Array, demand: Array, prices: Prices) -
     k = row_sum(xp.where(sells, offers.preference, 0.0 * nominal))
     capacity = row_sum(xp.where(sells, offers.capacity, 0.0 * nominal))
     low, high, retail = (0.0 * demand + price for price in (prices.low, prices.high, prices.retail))
-    wanted = xp.sqrt(retail * k / xp.where(capacity > 0.0, capacity, 1.0))
+    wanted = _root(retail * k / xp.where(capacity > 0.0, capacity, 1.0))
     price = xp.where(capacity > 0.0, clip(wanted, low, high), high)
     case = xp.where(total <= 0.0, NO_MARKET, xp.where(total >= demand, EXTREME, GENERAL))
     price = xp.where(case == NO_MARKET, retail, xp.where(case == EXTREME, low, price))
