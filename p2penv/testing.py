@@ -210,6 +210,9 @@ def _check_declarations(env: MarketEnv) -> None:
     _require(env.horizon >= 1, f"horizon is {env.horizon}, must be at least 1")
     most = max(role.actions for role in env.roles)
     _require(len(env.action_names) == most, f"{len(env.action_names)} action_names for {most} actions")
+    for role in env.roles:
+        named = len(role.action_names)
+        _require(named in (0, role.actions), f"{named} action_names for {role.actions} actions of role {role.name!r}")
     context = np.asarray(env.context)
     _require(context.ndim == 2 and len(context) == agents, f"context has shape {context.shape}, must be ({agents}, Fs)")
     _require(np.all(np.abs(context) <= 1.0), "context leaves [-1, 1]")

@@ -1097,7 +1097,7 @@ def test_unknown_names_are_refused():
         ("prosumer_1", [0.0, NAN], r"action of prosumer_1, entry storage, must lie in \[-1, 1\], got nan"),
         ("prosumer_1", [0.0] * 4 + [1.5], r"action of prosumer_1, entry trade_0, must lie in \[-1, 1\], got 1\.5"),
         ("prosumer_1", [0.0, 0.0, 0.0, -2.0], r"entry limit_price, must lie in \[-1, 1\], got -2\.0"),
-        ("dno_0", [-1.5, 0.0], r"action of dno_0, entry dispatch, must lie in \[-1, 1\], got -1\.5"),
+        ("dno_0", [-1.5, 0.0], r"action of dno_0, entry tariff, must lie in \[-1, 1\], got -1\.5"),
         ("dno_0", [0.0] * 5, r"action of dno_0 must have shape \(2,\), got \(5,\)"),
     ],
 )

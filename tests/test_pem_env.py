@@ -976,7 +976,7 @@ NAN = float("nan")
         ({"charge_value": -1.0}, "charge_value must be finite and >= 0, got -1.0"),
         ({"windows": 10_000}, "windows missing in the data"),
         ({"windows": 0}, "windows must be a whole number >= 1, got 0"),
-        ({"homes": 1}, "of n >= 2 homes"),
+        ({"homes": 1}, "homes must be a whole number >= 2, got 1"),
         ({"scenario": "day301"}, "scenario must be one of 'day300'; got 'day301'"),
         ({"pricing": "best"}, "pricing must be one of 'paper', 'exact', 'exact_bound'; got 'best'"),
         ({"response": "worst"}, "response must be one of 'agent', 'best'; got 'worst'"),
@@ -1015,7 +1015,8 @@ def test_unknown_names_are_refused():
         ("home_1", [0.0, 0.0, NAN, 0.0, 0.0], r"action of home_1, entry preference, must lie in \[-1, 1\], got nan"),
         ("home_1", [1.25, 0.0, 0.0, 0.0, 0.0], r"action of home_1, entry battery, must lie in \[-1, 1\], got 1\.25"),
         ("home_1", [0.0], r"action of home_1 must have shape \(5,\), got \(1,\)"),
-        ("buyers_0", [-1.5], r"action of buyers_0, entry battery, must lie in \[-1, 1\], got -1\.5"),
+        ("buyers_0", [-1.5], r"action of buyers_0, entry price, must lie in \[-1, 1\], got -1\.5"),
+        ("buyers_0", [NAN], r"action of buyers_0, entry price, must lie in \[-1, 1\], got nan"),
         ("buyers_0", [0.0] * 5, r"action of buyers_0 must have shape \(1,\), got \(5,\)"),
     ],
 )
@@ -1026,6 +1027,17 @@ def test_bad_actions_are_refused_and_change_nothing(agent, action, message):
     with pytest.raises(ValueError, match=message):
         erring.step(zeros(erring) | {agent: np.array(action)})
     np.testing.assert_equal(erring.step(zeros(erring)), twin.step(zeros(twin)))
+
+
+def test_errors_of_the_leader_s_padded_row():
+    """Of arrays for all agents its row is as wide as the homes'."""
+    face = make_vector(NAME, 2, scenario=Scenario.random(3, 4, 0), leader="agent")
+    face.reset(seed=0)
+    for entry, name in ((0, "price"), (2, r"2 \(padding\)")):
+        actions = np.zeros((2, 4, 5))
+        actions[1, 3, entry] = 1.5
+        with pytest.raises(ValueError, match=rf"action of buyers_0 in environment 1, entry {name}, must lie in"):
+            face.step(actions)
 
 
 # Any scenario, any action: a valid step or one clear error.

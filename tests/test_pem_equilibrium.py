@@ -1,5 +1,7 @@
 """What misreports gain in the private energy market: worked figures, random reports, dense grids."""
 
+import re
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -277,10 +279,24 @@ def test_bad_input_is_refused():
     told = settlement.truthful(homes)
     with pytest.raises(ValueError, match=r"preference of agent 1 must be > 0, got 0\.0"):
         leader_price([1.0, 0.0], [1.0, 1.0], [1.0, 1.0], 1.0, PRICES)
-    with pytest.raises(ValueError, match=r"demand must be >= 0, got -1\.0"):
-        leader_price([1.0], [1.0], [1.0], -1.0, PRICES)
-    with pytest.raises(ValueError, match="buyback < low <= high < retail"):
-        leader_price([1.0], [1.0], [1.0], 1.0, PRICES._replace(low=70.0))
+    for demand in (-1.0, np.nan, np.inf, [1.0, -1.0], np.array(np.nan)):
+        with pytest.raises(ValueError, match=r"demand must be finite and >= 0, got (-1\.0|nan|inf)"):
+            leader_price([1.0], [1.0], [1.0], demand, PRICES)
+    with pytest.raises(TypeError, match="demand must hold numbers"):
+        leader_price([1.0], [1.0], [1.0], "much", PRICES)
+    for wrong in ({"low": 70.0}, {"low": np.array([70.0, 130.0])}, {"retail": np.array([120.0, np.nan])},
+                  {"buyback": -1.0}, {"retail": np.inf}):  # fmt: skip
+        with pytest.raises(ValueError, match=r"prices must have 0 <= buyback < low <= high < retail, got \("):
+            leader_price([1.0], [1.0], [1.0], 1.0, PRICES._replace(**wrong))
+    with pytest.raises(ValueError, match=re.escape("got (80.0, 130.0, 110.0, 120.0)")):
+        leader_price([1.0], [1.0], [1.0], 1.0, PRICES._replace(low=np.array([90.0, 130.0])))
+    with pytest.raises(TypeError, match="scenario must be a scenario or its prices, got 'day300'"):
+        leader_price([1.0], [1.0], [1.0], 1.0, "day300")
+    with pytest.raises(ValueError, match=re.escape("preference must have shape (..., n) of n >= 1 homes, got (0,)")):
+        leader_price([], [], [], 1.0, PRICES)
+    for cap in (800.0, -1.0):
+        with pytest.raises(ValueError, match=rf"cap\[0\] must be in \[0, 10\], got {cap}"):
+            best_misreport(homes, 3, told, PRICES, cap=cap)
     with pytest.raises(ValueError, match="field must be one of 'demand'; got 'capacity'"):
         best_misreport(homes, 3, told, PRICES, ("capacity",))
     with pytest.raises(ValueError, match=r"agent must be in 0\.\.3, got 4"):

@@ -1,5 +1,6 @@
 """Profiles: finer values, communities, files of single homes; everything the readers refuse and repair."""
 
+import datetime
 import re
 import subprocess
 import sys
@@ -86,9 +87,10 @@ def test_ceiling_and_unsteadiness():
     [
         (7.0, 1020, 1, "windows missing in the data: 1020 of 1 minutes from 7 h on"),
         (7.0, 68, 15, "at most 67 fit"),
-        (24.0, 1, 1, "at most 0 fit"),
+        (23.75, 15, 1, "at most 14 fit"),
+        (24.0, 1, 1, "start must be an hour in [0, 24), got 24.0"),
         (7.001, 1, 1, "start must be on a whole minute, got 7.001"),
-        (25.0, 1, 1, "start must be in [0, 24], got 25.0"),
+        (25.0, 1, 1, "start must be an hour in [0, 24), got 25.0"),
         (7.0, 0, 1, "windows must be a whole number >= 1, got 0"),
         (7.0, 1, 1.5, "minutes must be a whole number >= 1, got 1.5"),
     ],
@@ -190,6 +192,31 @@ def test_quarters_refuse(tmp_path):
             measured.read_quarters(path)
     with pytest.raises(ValueError, match="no data file"):
         measured.read_quarters(tmp_path / "none.csv")
+
+
+@pytest.mark.parametrize(
+    ("columns", "factor", "message"),
+    [
+        (PANELS[2:3], 1000.0, r"scaled.csv, line \d+: PV3 must be at most 1.5 kW per kW of rating, got \d+"),
+        (PANELS, 5.0, r"scaled.csv, line \d+: PV\d must be at most 1.5 kW per kW of rating"),
+        (HOUSEHOLDS[1:2], 300.0, "scaled.csv: H0-B must be in multiples of its mean .* got 275.5.*; is the unit W"),
+    ],
+)
+def test_absolute_power_is_refused(tmp_path, columns, factor, message):
+    """Columns of the shipped file in other units: watts for kilowatts, a plant of 5 kW, a household in watts."""
+    lines = (scenarios.folder("pem") / "simbench-2016.csv").read_text(encoding="utf-8").splitlines()
+    names = lines[0].split(",")
+    path = tmp_path / "scaled.csv"
+
+    def scaled(line):
+        cells = line.split(",")
+        return ",".join(
+            str(float(cell) * factor) if name in columns else cell for name, cell in zip(names, cells, strict=True)
+        )
+
+    path.write_text("\n".join([lines[0], *map(scaled, lines[1:])]), encoding="utf-8")
+    with pytest.raises(ValueError, match=message):
+        measured.read_quarters(path)
 
 
 # Communities
@@ -439,6 +466,33 @@ def test_generation_with_the_sign_of_load_is_turned(tmp_path):
     np.testing.assert_allclose(reading.generation, 0.2 * np.arange(5))
 
 
+def test_a_glitch_turns_nothing(tmp_path):
+    """One reading of −0.5 kW among 599 around zero, of a home without panels: no generation with the sign of load."""
+    rows = [minute(k, 1, -0.5 if k == 77 else 0.1) for k in range(600)]
+    with pytest.raises(ValueError, match=re.escape("home.csv, line 79: gen_kW must be >= -0.1 kW, got -0.5 kW")):
+        readers.read_smart(smart(tmp_path, rows))
+    # Panels in winter: power for four hours of twenty-four, a little standby in the others.
+    winter = [f"2014-01-25 {k // 60:02d}:{k % 60:02d},1,{-0.8 if 600 <= k < 840 else 0.05}" for k in range(1440)]
+    reading = readers.read_smart(smart(tmp_path, winter))
+    assert reading.findings.reversed
+    assert reading.generation.sum() == pytest.approx(240 * 0.8)
+
+
+def test_times_the_clock_skips_are_refused_with_the_zone(tmp_path):
+    """A file on standard time while the clock of New York is put forward, 02:00 to 03:00 on 9 March 2014."""
+    rows = [f"2014-03-09 {1 + k // 60:02d}:{k % 60:02d}:00,1,{k / 100}" for k in range(150)]
+    path = smart(tmp_path, rows)
+    with pytest.raises(
+        ValueError, match=r"line 62: the clock of America/New_York skips '2014-03-09 02:00:00'; a file on standard time"
+    ):
+        readers.read_smart(path, zone="America/New_York")
+    reading = readers.read_smart(path, zone="Etc/GMT+5")
+    assert (len(reading.load), reading.findings.gaps, reading.findings.duplicates) == (150, 0, 0)
+    # The clock's own minutes around it are one after the other.
+    moved = [row for row in rows if " 02:" not in row]
+    assert readers.read_smart(smart(tmp_path, moved), zone="America/New_York").findings.gaps == 0
+
+
 @pytest.mark.parametrize(
     ("rows", "header", "message"),
     [
@@ -447,7 +501,9 @@ def test_generation_with_the_sign_of_load_is_turned(tmp_path):
         ([minute(0), minute(1, -2)], None, "home.csv, line 3: use_kW must be >= -0.1 kW, got -2 kW"),
         ([minute(0), minute(1, 1, -2)], None, "home.csv, line 3: gen_kW must be >= -0.1 kW, got -2 kW"),
         ([minute(0, 900), minute(1, 900)], None,
-         "home.csv, line 2: half of all readings of use_kW are at least 900 kW, which no home uses; is the unit W?"),
+         "home.csv: half of all readings of use_kW above 0.1 kW are at least 900 kW, which no home has"),
+        ([minute(0, 0.5, 4000), minute(1, 0.5, 0), minute(2, 0.5, 4000)], None,
+         "home.csv: half of all readings of gen_kW above 0.1 kW are at least 4000 kW, which no home has"),
         ([minute(0), minute(1), minute(1, 2)], None,
          "home.csv, line 4: a second reading of the same time with other values, [2.0, 0.5] kW after [1.0, 0.5] kW in "
          "line 3"),
@@ -490,6 +546,24 @@ def test_arguments_of_the_reader(tmp_path):
         readers.read_smart(path, unit="MW")
     with pytest.raises(ValueError, match="units differ, W and kW"):
         readers.read_smart(path, unit="W")
+    with pytest.raises(ValueError, match="unknown time zone 5; an IANA name"):
+        readers.read_smart(path, zone=5)
+    for gap in (-5, "a", 1.5):
+        with pytest.raises(ValueError, match=re.escape(f"max_gap must be a whole number >= 0, got {gap!r}")):
+            readers.read_smart(path, max_gap=gap)
+    reading = readers.read_smart(path, day=datetime.date(2014, 7, 25))
+    for date in ("25.07.2014", "2014-07", "2014-07-25T05", "2014-02-30", "hello"):
+        with pytest.raises(ValueError, match=re.escape(f"day must be a date like 2014-07-25, got {date!r}")):
+            readers.read_smart(path, day=date)
+        with pytest.raises(ValueError, match=re.escape(f"date must be a date like 2014-07-25, got {date!r}")):
+            readers.day_of([reading], date, windows=1)
+    with pytest.raises(ValueError, match=re.escape("start must be on a whole minute, got 7.013")):
+        readers.day_of([reading], "2014-07-25", start=7.013, windows=1)
+    with pytest.raises(ValueError, match=re.escape("start must be an hour in [0, 24), got 24.0")):
+        readers.day_of([reading], "2014-07-25", start=24.0, windows=1)
+    (tmp_path / "latin.csv").write_bytes("time,use_kW,gen_kW,Küche\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"latin.csv, after line 0: not a CSV file in UTF-8"):
+        readers.read_smart(tmp_path / "latin.csv")
     with pytest.raises(ValueError, match="no data file"):
         readers.read_smart(tmp_path / "none.csv")
 
@@ -571,6 +645,16 @@ def test_half_hours_and_days_of_homes(tmp_path):
         readers.day_of(homes, "2014-07-26", windows=1, minutes=30)
     with pytest.raises(ValueError, match="readings of at least one home are needed"):
         readers.day_of([], "2014-07-25", windows=1, minutes=30)
+
+
+def test_watts_in_a_matrix_of_power_are_refused(tmp_path):
+    path = tmp_path / "m.csv"
+    path.write_text("a,b\n" + "0,0\n" * 6 + "1,700\n2,900\n3,800\n", encoding="utf-8")
+    assert readers.read_matrix(path).max() == 900.0  # preferences may be as large
+    with pytest.raises(ValueError, match=r"m.csv: half of all readings of b above 0.1 kW are at least 800 kW"):
+        readers.read_matrix(path, power=True)
+    path.write_text("0,0\n0,30\n1,60\n", encoding="utf-8")
+    assert readers.read_matrix(path, power=True).max() == 60.0
 
 
 def test_matrices(tmp_path):

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2penv.core import quarters as measured
+from p2penv.core import scenarios
 from p2penv.pem import PEM, rules
 from p2penv.pem import scenario as scenario_module
 from p2penv.pem.scenario import Scenario, load_scenario, preferences, scenario_names
@@ -207,8 +208,46 @@ def test_days_and_overrides():
         load_scenario(day="2016-02-30")
     with pytest.raises(ValueError, match="scenario must be one of 'day300'; got 'day'"):
         load_scenario("day")
-    with pytest.raises(ValueError, match="load must have shape"):
-        load_scenario(homes=1, windows=1)
+    for wrong in (1, 0, 2.5, True):
+        with pytest.raises(ValueError, match=re.escape(f"homes must be a whole number >= 2, got {wrong!r}")):
+            load_scenario(homes=wrong, windows=1)
+    for start in (24.0, 25):
+        with pytest.raises(ValueError, match=re.escape(f"start must be an hour in [0, 24), got {start!r}")):
+            load_scenario(homes=2, windows=1, start=start)
+
+
+def test_profiles_are_looked_for_where_their_name_was_given(tmp_path, monkeypatch):
+    """An argument from the working directory, even under the name of a shipped file; in a TOML, beside it."""
+    shipped = (scenarios.folder("pem") / "simbench-2016.csv").read_text(encoding="utf-8").splitlines()
+    doubled = [
+        ",".join([cells[0], *(str(2.0 * float(cell)) for cell in cells[1:6]), *cells[6:]])
+        for cells in (line.split(",") for line in shipped[1:])
+    ]
+    work, files = tmp_path / "work", tmp_path / "files"
+    work.mkdir(), files.mkdir()
+    (work / "mine.csv").write_text("\n".join([shipped[0], *doubled]), encoding="utf-8")
+    monkeypatch.chdir(work)
+    few = {"homes": 3, "windows": 5}
+    usual = load_scenario(**few)
+    for path in ("mine.csv", "../work/mine.csv", work / "mine.csv"):
+        mine = load_scenario(profiles=path, **few)
+        np.testing.assert_allclose(mine.load, 2.0 * usual.load, rtol=1e-12)
+        np.testing.assert_array_equal(mine.generation, usual.generation)
+        assert PEM(profiles=path, **few).scenario.load[0, 0] == mine.load[0, 0]
+    with pytest.raises(ValueError, match=re.escape(f"no data file '{work / 'simbench-2016.csv'}'")):
+        load_scenario(profiles="simbench-2016.csv", **few)
+    (work / "simbench-2016.csv").write_text("garbage\n1\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"simbench-2016.csv: columns must be time"):
+        load_scenario(profiles="simbench-2016.csv", **few)
+    (files / "mine.csv").write_text("\n".join(shipped), encoding="utf-8")
+    (files / "own.toml").write_text(
+        '[community]\nprofiles = "mine.csv"\nday = "2016-10-13"\nhomes = 3\nwindows = 5\n', encoding="utf-8"
+    )
+    beside = load_scenario(files / "own.toml")
+    np.testing.assert_array_equal(beside.load, load_scenario(profiles=files / "mine.csv", **few).load)
+    np.testing.assert_array_equal(load_scenario("../files/own.toml").load, beside.load)
+    given = load_scenario(files / "own.toml", profiles="mine.csv")
+    np.testing.assert_allclose(given.load, 2.0 * beside.load, rtol=1e-12)
 
 
 def test_the_whole_year_and_clear_skies(monkeypatch):
@@ -229,8 +268,6 @@ def test_the_whole_year_and_clear_skies(monkeypatch):
     assert PEM(homes=4, windows=3, pv="clear_sky", profiles="simbench").horizon == 3
     with pytest.raises(ValueError, match="pv must be one of 'measured', 'clear_sky'; got 'lunar'"):
         load_scenario(homes=6, pv="lunar")
-    with pytest.raises(ValueError, match="no data file"):
-        load_scenario(homes=6, profiles="none.csv")
 
 
 def test_missing_packages_are_named(monkeypatch):
@@ -267,9 +304,19 @@ def test_a_file_with_csvs(tmp_path):
         ({"day": "2016-07-25"}, "day '2016-07-25' cannot be chosen"),
         ({"profiles": "simbench"}, "profiles 'simbench' cannot be chosen"),
         ({"pv": "clear_sky"}, "pv 'clear_sky' cannot be chosen"),
+        ({"seed": 9}, "seed belongs to a choice of homes and would do nothing here; leave it out, got 9"),
+        ({"seed": 9, "windows": 2}, "seed belongs to a choice of homes and would do nothing here"),
+        ({"homes": 2, "seed": -1}, "seed must be a whole number >= 0, got -1"),
+        ({"homes": 1}, "homes must be a whole number >= 2, got 1"),
     ):
         with pytest.raises(ValueError, match=re.escape(message)):
             load_scenario(path, **fields)
+        # A scenario object is chosen from like a file.
+        with pytest.raises(ValueError, match=re.escape(message)):
+            PEM(case, **fields)
+    (tmp_path / "load.csv").write_text("a,b,c\n" + "500,600,700\n" * 4, encoding="utf-8")
+    with pytest.raises(ValueError, match=r"load.csv: half of all readings of a above 0.1 kW are at least 500 kW"):
+        load_scenario(path)
     path.write_text('load = "none.csv"\ngeneration = "pv.csv"\n', encoding="utf-8")
     with pytest.raises(ValueError, match="no data file"):
         load_scenario(path)
@@ -334,7 +381,7 @@ def test_random_days_have_all_cases():
 
 
 def test_random_needs_two_homes():
-    with pytest.raises(ValueError, match="homes must be at least 2, got 1"):
+    with pytest.raises(ValueError, match="homes must be a whole number >= 2, got 1"):
         Scenario.random(1, 5)
     with pytest.raises(ValueError, match="windows must be a whole number >= 1, got 0"):
         Scenario.random(2, 0)

@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from baselines.pem import Path, day_of_actions, hindsight, paid_on_average
-from p2penv.core import validation
 from p2penv.core.contract import Policy
 from p2penv.core.random import NumpyStream
 from p2penv.faces.runner import Runner
@@ -68,7 +67,7 @@ def play(env: PEM, policy: Policy, seed: int = 0, plans: Floats | None = None) -
         if plans is not None:
             homes = np.arange(envs)
             actions[homes, homes, :2] = plans[time, homes, :2]
-        validation.actions(actions, runner.shape, runner.agents, env.action_names)
+        actions = runner.check(actions)
         window = env.play(params, *env.decode(params, state, actions), env._offer(params, actions))
         paid.append([float(price[0]) for price in paid_on_average(params, window)])
         step = env.step(params, state, actions, _same(env.noise, drawn, envs))

@@ -36,6 +36,8 @@ class Role:
     count: int
     actions: int
     """Number of actions, each in [−1, 1]."""
+    action_names: tuple[str, ...] = ()
+    """Of its actions, if they mean something else than the market's first ones."""
 
 
 class Step(NamedTuple):
@@ -61,6 +63,7 @@ class MarketEnv(Protocol):
     scenario: Any
     """Has a ``name``."""
     action_names: tuple[str, ...]
+    """Of the actions of the roles that do not name their own."""
     roles: tuple[Role, ...]
     horizon: int
     params: Any

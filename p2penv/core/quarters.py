@@ -22,6 +22,10 @@ HOUSEHOLDS = ("H0-A", "H0-B", "H0-C", "H0-G", "H0-L")
 PANELS = tuple(f"PV{k}" for k in range(1, 9))
 QUARTERS = 96  # of an hour in a day
 LISTED = 31  # days named one by one in an error
+# More than this no panel gives, in kW per kW of rating; edges of clouds take it little above 1.
+MOST_GENERATION = 1.5
+# No household uses this many times its mean of the year over all days of a file; in the shipped extract, 1.1 times.
+MOST_USE = 20.0
 
 
 class Quarters(NamedTuple):
@@ -63,12 +67,14 @@ def shipped() -> Quarters:
 def read_quarters(path: Any) -> Quarters:
     """Quarters of a CSV of the shipped layout: time, then HOUSEHOLDS, then PANELS; whole days in order.
 
-    Households are relative to their mean of the year, panels to their rating, so that no unit is to be told. Nothing is
-    repaired; what was found are the ``days`` of the result.
+    Households are relative to their mean of the year, panels to their rating: a panel above 1.5 kW per kW, or a
+    household whose mean over the file is above 20 times that of the year, are taken for absolute power and refused.
+    Smaller units than these cannot be told from dull days and empty homes. Nothing is repaired; what was found are the
+    ``days`` of the result.
 
     Raises:
-        ValueError: no such file, other columns, a bad value, or time that repeats, goes back, has a gap within a day or
-            an offset from UTC; names file, line and value.
+        ValueError: no such file, other columns, a bad or implausible value, or time that repeats, goes back, has a gap
+            within a day or an offset from UTC; names file, line or column, and value.
     """
     table = read_table(path)
     names = ("time", *HOUSEHOLDS, *PANELS)
@@ -87,7 +93,20 @@ def read_quarters(path: Any) -> Quarters:
             ) from None
     values = table.numbers(range(1, len(names)), low=0.0)
     _whole_days(table, stamps)
-    return Quarters(np.array(stamps, "datetime64[m]"), values[:, : len(HOUSEHOLDS)], values[:, len(HOUSEHOLDS) :])
+    load, generation = values[:, : len(HOUSEHOLDS)], values[:, len(HOUSEHOLDS) :]
+    for name, mean in zip(HOUSEHOLDS, load.mean(axis=0).tolist(), strict=True):
+        if mean > MOST_USE:
+            raise ValueError(
+                f"{table.file}: {name} must be in multiples of its mean of the year, at most {MOST_USE:g} on average, "
+                f"got {mean:g}; is the unit W?"
+            )
+    if (bad := generation > MOST_GENERATION).any():
+        row, column = np.argwhere(bad)[0]
+        raise ValueError(
+            f"{table.file}, line {table.lines[row]}: {PANELS[column]} must be at most {MOST_GENERATION:g} kW per kW of "
+            f"rating, got {float(generation[row, column])!r}; is the unit W, or power not divided by the rating?"
+        )
+    return Quarters(np.array(stamps, "datetime64[m]"), load, generation)
 
 
 def _whole_days(table: Table, stamps: list[datetime.datetime]) -> None:

@@ -54,14 +54,17 @@ def read_table(path: Any, *, header: bool = True) -> Table:
         header: whether the first line names the columns; otherwise they are numbered.
 
     Raises:
-        ValueError: no such file, no rows, or rows of different lengths; names file and line.
+        ValueError: no such file, not UTF-8, no rows, or rows of different lengths; names file and line.
     """
     path = Path(path) if isinstance(path, str) else path
     if not path.is_file():
         raise ValueError(f"no data file {str(path)!r}")
     with path.open(encoding="utf-8-sig", newline="") as stream:
         reader = csv.reader(stream)
-        cells = [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
+        try:
+            cells = [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise ValueError(f"{path.name}, after line {reader.line_num}: not a CSV file in UTF-8: {error}") from None
     if len(cells) < 1 + header:
         raise ValueError(f"{path.name}: no rows")
     names = [name.strip() for name in cells[0][1]] if header else [f"column {k}" for k in range(len(cells[0][1]))]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import datetime
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,18 +25,28 @@ def number(name: str, value: Any, low: float = -np.inf, high: float = np.inf, *,
     return result
 
 
-def count(name: str, value: Any) -> int:
-    """``value`` as a whole number of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-        raise ValueError(f"{name} must be a whole number >= 1, got {value!r}")
+def count(name: str, value: Any, low: int = 1) -> int:
+    """``value`` as a whole number of at least ``low``."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < low:
+        raise ValueError(f"{name} must be a whole number >= {low}, got {value!r}")
     return int(value)
 
 
 def seed(name: str, value: Any) -> int:
     """``value`` as a whole number of at least 0."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 0:
-        raise ValueError(f"{name} must be a whole number >= 0, got {value!r}")
-    return int(value)
+    return count(name, value, 0)
+
+
+def date(name: str, value: Any) -> str:
+    """``value``, text or a date, as text like "2014-07-25"."""
+    text = str(value)
+    try:
+        if not re.fullmatch(r"\d{4}-\d\d-\d\d", text):
+            raise ValueError
+        datetime.date.fromisoformat(text)
+    except ValueError:
+        raise ValueError(f"{name} must be a date like 2014-07-25, got {value!r}") from None
+    return text
 
 
 def forecast(ahead: Any, error: Any, horizon: int, unit: str) -> tuple[int, float]:
@@ -140,9 +152,15 @@ def choice(name: str, value: Any, allowed: Iterable[Any]) -> Any:
 
 
 def actions(
-    values: NDArray[Any], shape: tuple[int, ...], agents: Sequence[str], names: Sequence[str] | None = None
+    values: NDArray[Any], shape: tuple[int, ...], agents: Sequence[str], names: Mapping[str, Sequence[str]]
 ) -> None:
     """Refuse a joint action ``(..., N, A)`` of the wrong shape, not finite, or outside [−1, 1].
+
+    Args:
+        values: what is checked.
+        shape: what it must have.
+        agents: N names.
+        names: of each agent's actions; those of an agent with fewer than A are followed by padding.
 
     Raises:
         TypeError: not real numbers.
@@ -155,11 +173,11 @@ def actions(
     # Counting is the cheapest test, and NaN fails it; details are worked out only for the message.
     if np.count_nonzero(np.abs(values) <= _ONE) != values.size:
         index = tuple(int(i) for i in np.argwhere(~(np.abs(values) <= 1.0))[0])
-        entry = names[index[-1]] if names else str(index[-1])
+        agent = agents[index[-2]]
+        own = names[agent]
+        entry = own[index[-1]] if index[-1] < len(own) else f"{index[-1]} (padding)"
         where = f" in environment {index[0]}" if len(index) > 2 and len(values) > 1 else ""
-        raise ValueError(
-            f"action of {agents[index[-2]]}{where}, entry {entry}, must lie in [-1, 1], got {float(values[index])!r}"
-        )
+        raise ValueError(f"action of {agent}{where}, entry {entry}, must lie in [-1, 1], got {float(values[index])!r}")
 
 
 def _range(low: float, high: float, open_low: bool) -> str:

@@ -38,6 +38,11 @@ class Runner:
         self._step_params = _aligned(self.params, sum(role.count for role in env.roles), self.num_envs)
         self.agents = [f"{role.name}_{n}" for role in env.roles for n in range(role.count)]
         self.actions = max(role.actions for role in env.roles)
+        self.action_names = {
+            f"{role.name}_{n}": role.action_names or env.action_names[: role.actions]
+            for role in env.roles
+            for n in range(role.count)
+        }
         self.constant = env.context.shape[1]
         self.shape = (self.num_envs, len(self.agents), self.actions)
         self.observation_shape = (len(self.agents), len(env.features))
@@ -80,7 +85,7 @@ class Runner:
             raise ValueError(f"action of {agent} must have shape {shape[first:]}, got {array.shape[first:]}")
         if not self._clipped(array):
             rows = array[:, None]
-            validation.actions(rows, rows.shape, [agent], self.env.action_names)
+            validation.actions(rows, rows.shape, [agent], self.action_names)
         return array
 
     def _clipped(self, actions: Floats) -> bool:
@@ -96,7 +101,7 @@ class Runner:
         if self.clips and actions.shape == self.shape and self._clipped(actions):
             actions = np.clip(actions, -1.0, 1.0)
         else:
-            validation.actions(actions, self.shape, self.agents, self.env.action_names)
+            validation.actions(actions, self.shape, self.agents, self.action_names)
         return actions.astype(self.dtype, order="F", copy=False)
 
     def step(self, actions: Floats) -> Step:

@@ -233,7 +233,7 @@ class Grid:
         self.action_names: tuple[str, ...] = (*OWN, *(f"trade_{slot}" for slot in range(slots)))
         self.roles: tuple[Role, ...] = (
             Role("prosumer", size, len(self.action_names)),
-            *([Role("dno", 1, 2)] if self.led else []),
+            *([Role("dno", 1, 2, ("tariff", "fee"))] if self.led else []),
         )
         self._solutions: dict[str, Equilibrium] = {}
         self._measures = Measures(self)

@@ -20,7 +20,7 @@ from p2penv.pem import private, rules, settlement
 from p2penv.pem.observations import Observer
 from p2penv.pem.policies import StackelbergPolicy, TruthfulPolicy
 from p2penv.pem.rules import GENERAL, Prices, extreme_price
-from p2penv.pem.scenario import Scenario, load_scenario
+from p2penv.pem.scenario import Scenario, adapt, load_scenario
 from p2penv.pem.settlement import Homes, Reports, Settlement, Terms
 
 if TYPE_CHECKING:
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 # What else the constructor takes.
 FIELDS = {field.name for field in dataclasses.fields(Scenario)} | {"homes", "windows", "seed", "day", "profiles", "pv"}
 ACTIONS = ("battery", "load", "preference", "capacity", "demand")
-# Largest cap: single precision holds squares of what is reported.
-CAP = 10.0
 
 
 class Params(NamedTuple):
@@ -194,9 +192,7 @@ class PEM:
                 f"scenario fields: {', '.join(sorted(FIELDS))}"
             )
         if isinstance(scenario, Scenario):
-            chosen = {key: overrides.pop(key) for key in ("homes", "windows", "seed") if key in overrides}
-            scenario = scenario.select(**chosen) if chosen else scenario
-            scenario = scenario.replace(**overrides) if overrides else scenario
+            scenario = adapt(scenario, **overrides)
         else:
             scenario = load_scenario(scenario, **overrides)
         self.scenario = scenario
@@ -204,7 +200,7 @@ class PEM:
         self.response = validation.choice("response", response, ("agent", "best"))
         self.led = validation.choice("leader", leader, ("rule", "agent")) == "agent"
         self.caps = tuple(
-            validation.number(name, cap, 0.0, CAP)
+            validation.number(name, cap, 0.0, settlement.CAP)
             for name, cap in (
                 ("preference_cap", preference_cap),
                 ("capacity_cap", capacity_cap),
@@ -220,7 +216,10 @@ class PEM:
         self.private = self._private(private_every, keys)
         self.infos = validation.choice("infos", infos, ("full", "none"))
         size = scenario.size
-        self.roles: tuple[Role, ...] = (Role("home", size, len(ACTIONS)), *([Role("buyers", 1, 1)] if self.led else []))
+        self.roles: tuple[Role, ...] = (
+            Role("home", size, len(ACTIONS)),
+            *([Role("buyers", 1, 1, ("price",))] if self.led else []),
+        )
         self.params = freeze(self._parameters())
         errors = {"forecast": Draw("normal", (size, 2))} if self.forecast else {}
         self.initial_noise: Mapping[str, Draw] = errors

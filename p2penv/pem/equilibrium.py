@@ -18,7 +18,7 @@ from p2penv.core import validation
 from p2penv.pem import rules
 from p2penv.pem.misreport import ROUNDING, Case, Field, Floats, as_prices
 from p2penv.pem.rules import Market, Offers, Prices
-from p2penv.pem.settlement import Homes, Pricing, Reports, Response
+from p2penv.pem.settlement import CAP, Homes, Pricing, Reports, Response
 
 if TYPE_CHECKING:
     from p2penv.core.arrays import Array
@@ -124,7 +124,7 @@ def best_misreport(
         pricing: the rule.
         response: ``"agent"``: loads stay as they are; ``"best"``: every seller's load is its best
             (:func:`settlement.best_net`).
-        cap: reports are within e^±cap of the truth; one for all fields, or one for each.
+        cap: reports are within e^±cap of the truth, in [0, 10]; one for all fields, or one for each.
         tolerance: bound − gain is at most this, or rounding if that is more, unless the search is cut short or the
             leader is indifferent between prices at a report [cents/h].
 
@@ -141,7 +141,7 @@ def best_misreport(
         validation.choice("field", field, FIELDS[case.selling])
     if not fields or len(set(fields)) < len(fields):
         raise ValueError(f"fields must be different ones, at least one; got {fields!r}")
-    caps = validation.vector("cap", cap, len(fields), 0.0)
+    caps = validation.vector("cap", cap, len(fields), 0.0, CAP)
     tolerance = validation.number("tolerance", tolerance, 0.0, open_low=True)
     case = case._replace(fields=tuple(fields))
     now, scale = float(case.payoff(case.reports)), case.scales
@@ -225,19 +225,26 @@ def _checked(
 ) -> tuple[Offers, Array, Prices]:
     """Arguments as arrays, NumPy ones within their ranges."""
     size = np.shape(preference)[-1] if np.ndim(preference) else 0
+    if not size:
+        raise ValueError(f"preference must have shape (..., n) of n >= 1 homes, got {np.shape(preference)}")
     offers = Offers(*validation.per_agent(size, preference=preference, supply_capacity=capacity, max_supply=most))
-    (row,) = validation.per_agent(1, demand=(demand if hasattr(demand, "shape") else np.asarray(demand))[..., None])
     for name, array in (
         ("preference", offers.preference),
         ("supply_capacity", offers.capacity),
         ("max_supply", offers.most),
-        ("demand", row),
     ):
         if isinstance(array, np.ndarray):
             bad = (array <= 0.0) if name == "preference" else (array < 0.0)
             if bad.any():
                 where = tuple(int(i) for i in np.argwhere(bad)[0])
-                who = "" if name == "demand" else f" of agent {where[-1]}"
                 allowed = "> 0" if name == "preference" else ">= 0"
-                raise ValueError(f"{name}{who} must be {allowed}, got {float(array[where])!r}")
-    return offers, row[..., 0], as_prices(scenario)
+                raise ValueError(f"{name} of agent {where[-1]} must be {allowed}, got {float(array[where])!r}")
+    demand = demand if hasattr(demand, "shape") else validation.floats("demand", demand)
+    if isinstance(demand, np.ndarray | np.generic):
+        values = np.atleast_1d(demand)
+        if values.dtype.kind not in "fiub":
+            raise TypeError(f"demand must hold numbers, got an array of {values.dtype}")
+        wrong = ~((values >= 0.0) & (values < np.inf))
+        if wrong.any():
+            raise ValueError(f"demand must be finite and >= 0, got {float(values[wrong][0])!r}")
+    return offers, demand, as_prices(scenario)

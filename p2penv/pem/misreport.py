@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from p2penv.core import validation
-from p2penv.core.arrays import safe_divide
+from p2penv.core.arrays import namespace, safe_divide
 from p2penv.pem import rules, settlement
 from p2penv.pem.rules import EXTREME, GENERAL, NO_MARKET, Offers, Prices
 from p2penv.pem.settlement import Homes, Pricing, Reports, Response
@@ -307,11 +307,18 @@ def as_prices(scenario: Any) -> Prices:
     """Prices of a scenario, or prices as they are.
 
     Raises:
-        ValueError: prices out of order.
+        ValueError: prices out of order, if they are NumPy's.
+        TypeError: neither a scenario nor prices.
     """
-    prices = scenario if isinstance(scenario, Prices) else scenario.prices
-    if np.ndim(prices.low) == 0 and not prices.buyback < prices.low <= prices.high < prices.retail:
-        raise ValueError(f"prices must have buyback < low <= high < retail, got {tuple(prices)}")
+    prices = scenario if isinstance(scenario, Prices) else getattr(scenario, "prices", None)
+    if not isinstance(prices, Prices):
+        raise TypeError(f"scenario must be a scenario or its prices, got {scenario!r}")
+    if namespace(*prices) is np:
+        buyback, low, high, retail = np.broadcast_arrays(*prices)
+        bad = ~((buyback >= 0.0) & (buyback < low) & (low <= high) & (high < retail) & (retail < np.inf))
+        if bad.any():
+            first = tuple(float(each[bad][0]) for each in (buyback, low, high, retail))
+            raise ValueError(f"prices must have 0 <= buyback < low <= high < retail, got {first}")
     return prices
 
 

@@ -199,6 +199,30 @@ def _spread(index: NDArray[np.int64], offset: float) -> Floats:
     return np.asarray((offset + 0.6180339887498949 * index) % 1.0, np.float64)
 
 
+def hour_of_day(name: str, value: float) -> float:
+    """An hour in [0, 24).
+
+    Raises:
+        ValueError: names the argument.
+    """
+    hour = validation.number(name, value, 0.0)
+    if hour >= 24.0:
+        raise ValueError(f"{name} must be an hour in [0, 24), got {value!r}")
+    return hour
+
+
+def minute_of_day(name: str, value: float) -> int:
+    """Minute of the day at which an hour in [0, 24) begins.
+
+    Raises:
+        ValueError: names the argument; between minutes, too.
+    """
+    minute = 60.0 * hour_of_day(name, value)
+    if abs(minute - round(minute)) > 1e-6:
+        raise ValueError(f"{name} must be on a whole minute, got {value!r}")
+    return round(minute)
+
+
 def windows_of(minutes: Floats, start: float, windows: int, length: int) -> Floats:
     """Means ``(windows + 1, ...)`` of windows of ``length`` minutes from ``start`` o'clock, the last for the end.
 
@@ -211,10 +235,10 @@ def windows_of(minutes: Floats, start: float, windows: int, length: int) -> Floa
     Raises:
         ValueError: a window starts between minutes or the data end before the last one does.
     """
-    first = 60.0 * validation.number("start", start, 0.0, 24.0)
-    if abs(first - round(first)) > 1e-6:
-        raise ValueError(f"start must be on a whole minute, got {start!r}")
-    begin, count = round(first), (validation.count("windows", windows) + 1) * validation.count("minutes", length)
+    begin, count = (
+        minute_of_day("start", start),
+        (validation.count("windows", windows) + 1) * validation.count("minutes", length),
+    )
     if begin + count > len(minutes):
         most = max((len(minutes) - begin) // length - 1, 0)
         raise ValueError(

@@ -19,27 +19,50 @@ from numpy.typing import NDArray
 
 from p2penv.core import validation
 from p2penv.core.tables import Table, read_table
+from p2penv.pem.profiles import minute_of_day
 
 Floats = NDArray[np.float64]
 
 # Inverters draw a little at night and meters are off by a little: readings down to this count as zero [kW].
 STANDBY = 0.1
-# No home uses this much at half of all times [kW].
+# No home uses or generates this much half of the time at which it uses or generates anything [kW].
 IMPLAUSIBLE = 50.0
+# Generation of a home has the sign of load if this share of its readings is below zero, and none above.
+REVERSED = 0.1
 
 
-def read_matrix(path: Any) -> Floats:
+def read_matrix(path: Any, *, power: bool = False) -> Floats:
     """Numbers ``(rows, columns)`` of a CSV, one row a window and one column a home; a line of names is skipped.
 
+    Args:
+        path: CSV file.
+        power: whether it holds kW, which homes must be able to use or generate: watts are refused, as in half of the
+            readings above standby a home has at most 50 kW. A smaller unit cannot be told from small homes, and time
+            not at all: the rows have none.
+
     Raises:
-        ValueError: names file, line and value.
+        ValueError: names file, line or column, and value.
     """
     table = read_table(path, header=False)
     try:
         [float(cell) for cell in table.rows[0]]
     except ValueError:
         table = read_table(path)
-    return table.numbers(range(len(table.names)))
+    values = table.numbers(range(len(table.names)))
+    if power:
+        for name, series in zip(table.names, values.T, strict=True):
+            _plausible(f"{table.file}", name, series)
+    return values
+
+
+def _plausible(where: str, name: str, series: Floats) -> None:
+    """Refuse power that no home has [kW]."""
+    middle = float(np.median(series[series > STANDBY])) if (series > STANDBY).any() else 0.0
+    if middle > IMPLAUSIBLE:
+        raise ValueError(
+            f"{where}: half of all readings of {name} above {STANDBY:g} kW are at least {middle:g} kW, which no home "
+            "has; is the unit W?"
+        )
 
 
 class Findings(NamedTuple):
@@ -51,7 +74,7 @@ class Findings(NamedTuple):
     duplicates: int  # rows left out because they repeat an earlier one
     disordered: int  # rows that were earlier than the one before them
     negative: int  # readings a little below zero, set to zero
-    reversed: bool  # whether generation was negative throughout and has been turned
+    reversed: bool  # whether generation was negative and has been turned
     zone: str  # of the clock of the result: an IANA name, an offset from UTC, or "local, not named"
     unit: str  # in the file, "kW" or "W"
 
@@ -71,20 +94,23 @@ def read_smart(
     """One home's file with columns time, use_kW and gen_kW, also named as in ``Date & Time,use [kW],gen [kW]``.
 
     Times are ISO dates with or without an offset from UTC, or seconds since 1970. Without ``gen`` the home has no
-    generation.
+    generation. Generation is turned if a tenth of its readings or more are below standby, −0.1 kW, and none are above
+    0.1 kW. Kilowatts are taken for watts, and refused, where half of the readings above standby exceed 50 kW.
 
     Args:
         path: CSV file.
         zone: IANA name of the home's time zone; needed for seconds and where offsets change.
         unit: "kW" or "W", needed if the header does not say.
         day: like "2014-07-25"; rows of other days, on the home's clock, are left out and not checked.
-        max_gap: longest gap that is filled by straight lines [minutes].
+        max_gap: longest gap that is filled by straight lines, ≥ 0 [minutes].
 
     Raises:
         ValueError: names file, line and value: a missing column, an unknown or doubtful unit, a time that cannot be
-            read or is off the regular steps, two readings of one time, a long gap, negative use, generation of both
-            signs.
+            read, that the home's clock skips or that is off the regular steps, two readings of one time, a long gap,
+            negative use, generation of both signs; or an argument out of range.
     """
+    longest = validation.count("max_gap", max_gap, 0)
+    day = None if day is None else validation.date("day", day)
     table = read_table(path)
     columns, found_unit = _columns(table, unit)
     scale = {"kW": 1.0, "W": 1e-3}[found_unit]
@@ -121,9 +147,9 @@ def read_smart(
     line[index] = lines
     line = np.maximum.accumulate(line)  # of the last row at or before each step
 
-    gaps = _fill(table, whole, line, max_gap // minutes, minutes)
+    gaps = _fill(table, whole, line, longest // minutes, minutes)
     load, generation = whole.T
-    backwards = generation.size > 0 and generation.max() <= STANDBY and generation.min() < -STANDBY
+    backwards = generation.max() <= STANDBY and (generation < -STANDBY).mean() >= REVERSED
     generation = -generation if backwards else generation
     negative = 0
     for name, series in ((table.names[columns[1]], load), (table.names[columns[-1]], generation)):
@@ -134,12 +160,7 @@ def read_smart(
                 "net readings of a meter are not what a home uses or generates"
             )
         negative += int((series < 0).sum())
-    middle = float(np.median(load))
-    if middle > IMPLAUSIBLE:
-        raise ValueError(
-            f"{table.file}, line {line[int(np.argmax(load >= middle))]}: half of all readings of "
-            f"{table.names[columns[1]]} are at least {middle:g} kW, which no home uses; is the unit W?"
-        )
+        _plausible(table.file, name, series)
     steps = seconds[0] + 60 * minutes * np.arange(len(whole))
     findings = Findings(
         len(table.rows), minutes, gaps, len(again), disordered, negative, bool(backwards), zone_name, found_unit
@@ -155,15 +176,15 @@ def day_of(
     Args:
         readings: one a home, of :func:`read_smart`.
         date: like "2014-07-25", on each home's own clock.
-        start: hour of the first window.
+        start: hour of the first window, in [0, 24) and on a whole minute.
         windows: how many; the data must hold one more.
         minutes: of a window, a multiple of the time between readings.
 
     Raises:
-        ValueError: names the home.
+        ValueError: names the home, or an argument out of range.
     """
     count = validation.count("windows", windows) + 1
-    first = np.datetime64(date, "m") + np.timedelta64(round(60 * validation.number("start", start, 0.0, 24.0)), "m")
+    first = np.datetime64(validation.date("date", date), "m") + np.timedelta64(minute_of_day("start", start), "m")
     result = []
     for home, reading in enumerate(readings):
         step = reading.findings.minutes
@@ -222,7 +243,7 @@ def _times(table: Table, column: int, zone: str | None) -> tuple[NDArray[np.int6
     """Seconds since 1970 (of the local clock if nothing more is known), how to show them, and the zone's name."""
     try:
         place = None if zone is None else ZoneInfo(zone)
-    except (KeyError, ValueError, OSError):  # not there, or not a name at all
+    except (KeyError, ValueError, TypeError, OSError):  # not there, or not a name at all
         raise ValueError(f"unknown time zone {zone!r}; an IANA name like America/New_York is needed") from None
     seconds: list[int] = []
     kinds: set[str] = set()
@@ -238,7 +259,13 @@ def _times(table: Table, column: int, zone: str | None) -> tuple[NDArray[np.int6
         if isinstance(stamp, float):
             moment = stamp
         elif stamp.tzinfo is None and place is not None:
-            moment = stamp.replace(tzinfo=place).timestamp()
+            local = stamp.replace(tzinfo=place)
+            if local.astimezone(datetime.UTC).astimezone(place).replace(tzinfo=None) != stamp:
+                raise ValueError(
+                    f"{table.file}, line {line}: the clock of {zone} skips {cell!r}; a file on standard time all year "
+                    "has another zone, like Etc/GMT+5"
+                )
+            moment = local.timestamp()
             # The second pass through the hour that repeats when the clock is put back.
             if seconds and moment <= seconds[-1] and stamp.replace(tzinfo=place, fold=1).timestamp() > seconds[-1]:
                 moment = stamp.replace(tzinfo=place, fold=1).timestamp()

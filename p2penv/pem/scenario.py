@@ -123,9 +123,7 @@ class Scenario:
                 f"{self.retail:g} cents/kWh must hold"
             )
         self._set("minutes", validation.number("minutes", self.minutes, 0.0, open_low=True))
-        self._set("start", validation.number("start", self.start, 0.0))
-        if self.start >= 24.0:
-            raise ValueError(f"start must be an hour in [0, 24), got {self.start!r}")
+        self._set("start", made_of.hour_of_day("start", self.start))
 
     def __reduce__(self) -> tuple[type[Scenario], tuple[Any, ...]]:
         # Built anew when copied or unpickled: NumPy's copies could be written to.
@@ -169,16 +167,23 @@ class Scenario:
         scenarios.check_fields(type(self), fields)
         return dataclasses.replace(self, **fields)
 
-    def select(self, homes: int | None = None, windows: int | None = None, seed: int = 0) -> Scenario:
+    def select(self, homes: int | None = None, windows: int | None = None, seed: int | None = None) -> Scenario:
         """Some of the homes, chosen by the seed and in their order, and the first windows.
 
         A smaller choice is part of a larger one.
 
+        Args:
+            homes: how many, ≥ 2; all if None.
+            windows: how many; all if None.
+            seed: of the choice of homes, 0 if None.
+
         Raises:
-            ValueError: more homes or windows than there are.
+            ValueError: more homes or windows than there are, or a seed without a number of homes.
         """
+        validation.refuse_idle(Scenario.select, seed=(seed, homes is not None, "a choice of homes"))
+        chance = validation.seed("seed", 0 if seed is None else seed)
         rows = self.windows if windows is None else validation.count("windows", windows)
-        count = self.size if homes is None else validation.count("homes", homes)
+        count = self.size if homes is None else validation.count("homes", homes, 2)
         if rows > self.windows:
             raise ValueError(
                 f"windows missing in the data: {rows} asked for, scenario {self.name!r} has {self.windows}"
@@ -187,7 +192,7 @@ class Scenario:
             raise ValueError(f"homes must be at most the {self.size} of scenario {self.name!r}, got {count}")
         if (rows, count) == (self.windows, self.size):
             return self
-        chosen = np.sort(np.random.default_rng(seed).permutation(self.size)[:count])
+        chosen = np.sort(np.random.default_rng(chance).permutation(self.size)[:count])
         fields: dict[str, Any] = {}
         for each in dataclasses.fields(self):
             value = getattr(self, each.name)
@@ -206,8 +211,7 @@ class Scenario:
         Raises:
             ValueError: fewer than two homes, or no windows.
         """
-        if validation.count("homes", homes) < 2:
-            raise ValueError(f"homes must be at least 2, got {homes!r}")
+        validation.count("homes", homes, 2)
         rng = np.random.default_rng(seed)
         minutes = 720.0 / validation.count("windows", windows)
         hour = 7.0 + (np.arange(windows + 1) + 0.5) * minutes / 60.0
@@ -283,37 +287,59 @@ def load_scenario(
 
     Args:
         name: one of :func:`scenario_names`, or the path of a ``.toml`` file.
-        homes: how many. Of a community fewer are the first of more; else they are chosen from the file's.
+        homes: how many, ≥ 2. Of a community fewer are the first of more; else they are chosen from the file's.
         windows: how many; of a community any number within the day, else at most the file's.
-        seed: of the community, or of the choice.
+        seed: of the community, or of the choice of homes.
         day: of the community's profiles, like "2016-07-25".
         profiles: of the community: ``"simbench"``, the whole year 2016 of that package (extra ``simbench``), or a CSV
-            of the shipped layout.
+            of the shipped layout; a relative path is looked for from the working directory, in a file beside it.
         pv: of the community: ``"measured"``, the profiles', or ``"clear_sky"``, that of a clear sky at the
             community's place under random clouds (extra ``clearsky``).
         **overrides: fields to replace; ``minutes`` (whole) and ``start`` move and resize a community's windows.
 
     Raises:
-        ValueError: unknown name (the error lists the known ones), windows missing in the data, or bad values.
+        ValueError: unknown name (the error lists the known ones), windows missing in the data, bad values, or options
+            that would do nothing.
         TypeError: unknown field.
         ImportError: a missing extra; names it.
     """
     table, parent = scenarios.read("pem", name)
     scenarios.check_fields(Scenario, overrides)
     if "community" in table:
-        source = profiles if profiles in (None, YEAR) else Path(profiles)
+        source = profiles if profiles in (None, YEAR) else Path(profiles).absolute()
         asked = {"homes": homes, "windows": windows, "seed": seed, "day": day, "profiles": source, "pv": pv}
         chosen = {key: value for key, value in asked.items() if value is not None}
         moved = {key: overrides[key] for key in ("minutes", "start") if key in overrides}
         fields = _of_community(table | moved, chosen, parent, str(name))
         return scenarios.build(Scenario, fields | overrides, str(name))
-    for key, value in (("day", day), ("profiles", profiles), ("pv", pv)):
-        if value is not None:
-            raise ValueError(f"{key} {value!r} cannot be chosen: scenario {str(name)!r} is not made of profiles")
     for key in ("generation", "load", "preference"):
         if isinstance(table.get(key), str):
-            table[key] = read_matrix(parent / table[key])
-    scenario = scenarios.build(Scenario, table, str(name)).select(homes, windows, seed or 0)
+            table[key] = read_matrix(parent / table[key], power=key != "preference")
+    ready = scenarios.build(Scenario, table, str(name))
+    return adapt(ready, homes=homes, windows=windows, seed=seed, day=day, profiles=profiles, pv=pv, **overrides)
+
+
+def adapt(
+    scenario: Scenario,
+    *,
+    homes: int | None = None,
+    windows: int | None = None,
+    seed: int | None = None,
+    day: str | None = None,
+    profiles: str | Path | None = None,
+    pv: str | None = None,
+    **overrides: Any,
+) -> Scenario:
+    """A scenario that is not made of profiles, by the arguments of :func:`load_scenario`.
+
+    Raises:
+        ValueError: what only a community can choose, or what :meth:`Scenario.select` and building a scenario raise.
+        TypeError: unknown field.
+    """
+    for key, value in (("day", day), ("profiles", profiles), ("pv", pv)):
+        if value is not None:
+            raise ValueError(f"{key} {value!r} cannot be chosen: scenario {scenario.name!r} is not made of profiles")
+    scenario = scenario.select(homes, windows, seed)
     return scenario.replace(**overrides) if overrides else scenario
 
 
@@ -333,6 +359,7 @@ def _of_community(table: Mapping[str, Any], chosen: Mapping[str, Any], parent: A
     if clear and (missing := PLACE - place.keys()):
         raise ValueError(f"[community] in scenario {name!r} lacks {', '.join(sorted(missing))} for pv 'clear_sky'")
     day = (simbench_year() if source == YEAR else read_quarters(parent / source)).day(date)
+    validation.count("homes", made["homes"], 2)
     if clear:
         made |= {"sky": made_of.clear_sky(date, **place), **cover}
     community = made_of.community(day, **made)

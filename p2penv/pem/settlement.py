@@ -22,6 +22,8 @@ from p2penv.pem.rules import EXTREME, NO_MARKET, Offers, Prices
 
 Pricing = Literal["paper", "exact", "exact_bound"]
 Response = Literal["agent", "best"]
+# Largest logarithm of a reported multiple: single precision holds squares of what is reported.
+CAP = 10.0
 
 
 class Homes(NamedTuple):
