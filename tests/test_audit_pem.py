@@ -107,6 +107,7 @@ def test_what_bound_delivery_leaves(worked, case, ratio, k, capacity, percent):
 def test_gains_are_in_order_and_searched_together_on_request(worked, monkeypatch):
     assert len(worked) == 5 * 3 + 2
     for each in worked.values():
+        assert each.certified is (None if each.best is None else True)
         if each.best is not None:
             assert each.gain - 1e-12 <= each.best <= each.bound + 1e-12
             assert each.best >= -1e-12

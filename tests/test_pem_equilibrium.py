@@ -205,6 +205,7 @@ def test_best_misreport_is_no_worse_than_a_dense_grid(seed, pricing, response):
         )
         assert found.gain >= 0.0
         assert found.bound - found.gain <= (0.5 if joint else 1e-4) + 1e-9
+        assert found.certified
         case = Case.of(homes, agent, told, PRICES, pricing, response)._replace(fields=fields)
         marks = np.exp(np.linspace(-1.0, 1.0, 101 if joint else 20001))
         scales = np.stack(np.meshgrid(*[marks] * len(fields)), axis=-1).reshape(-1, len(fields))
@@ -243,6 +244,27 @@ def test_best_misreport_is_certified_where_demand_meets_a_flat_supply(pricing):
             assert (case.payoffs(marks) - case.payoff(truth)).max() <= found.bound + 1e-9
             tried += 1
     assert tried >= 18
+
+
+def test_a_search_says_where_it_stops_short_of_its_tolerance(monkeypatch):
+    """Sellers bound to their schedules among tied prices: the bound holds, but is wider than asked for."""
+    tied = Homes(*map(np.array, ([650.0, 650.0, 100.0], [5.0, 5.0, -1.0], [2.2, 1.0, 0.9], [1.0, 1.0, -2.0])))
+    told = Reports(np.array(tied.preference), np.array([5.0, 5.0, 0.0]), np.array([0.0, 0.0, 2.0]))
+    loose = best_misreport(tied, 1, told, PRICES, ("capacity",), "exact_bound", "agent", cap=1.5, tolerance=1e-3)
+    assert loose.bound - loose.gain > 1e-3
+    assert not loose.certified
+    marks = np.exp(np.linspace(-1.5, 1.5, 20001))[:, None]
+    case = Case.of(tied, 1, told, PRICES, "exact_bound", "agent")._replace(fields=("capacity",))
+    assert (case.payoffs(marks) - case.payoff(told)).max() <= loose.bound
+    # Cut short by hand, any search does.
+    homes = identical(100, 100, 84.0, 20.0)
+    search = (homes, 0, settlement.truthful(homes), PRICES, ("preference",), "exact")
+    usual = best_misreport(*search)
+    assert usual.certified
+    monkeypatch.setattr("p2penv.pem.equilibrium.MOST", 1)
+    short = best_misreport(*search)
+    assert short.bound > short.gain + 1e-4
+    assert not short.certified
 
 
 def test_exploitability_of_many_windows():

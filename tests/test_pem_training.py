@@ -1,5 +1,6 @@
 """Learning in the private energy market: what learners are paid, and that they beat the rules."""
 
+import io
 import json
 import re
 
@@ -110,11 +111,39 @@ def test_cli_evaluates_whole_days(folder):
         assert re.search(rf"{name} \S+ \S+ {value + 0.0:.3f} ", text), name
     assert "NashConv" not in text
     assert "nothing: no misreport is allowed" in text
+    # Truth, what is played and the exact price's play are then one in a single step: said once.
+    assert "truthful = equilibrium = played" in result.output
+    assert "social cost, truthful = equilibrium " in text  # wrapped after that
+    assert "price of anarchy, equilibrium = " in text
+    assert "social cost, played" not in text
+    assert not re.search("utility gap|exploitability ", result.output.split("Single steps")[1].split("social cost")[0])
     assert max(map(len, result.output.splitlines())) <= 80
     assert "…" not in result.output
     lying = CliRunner().invoke(app, ["evaluate", "pem", *small, "-o", "demand_cap=0.5"])
     assert "NashConv" in lying.output
+    for column in ("utility gap", "exploitability", "social cost, truthful ", "social cost, played ",
+                   "price of anarchy, played"):  # fmt: skip
+        assert column in " ".join(lying.output.split())
+    assert "truthful = " not in lying.output
+    # Loads that do not answer the price differ from the equilibrium's, not from truthful play's.
+    held = CliRunner().invoke(app, ["evaluate", "pem", "--policy", "battery", *small, "-o", "response=agent"])
+    assert "social cost, truthful = played" in " ".join(held.output.split())
+    assert "social cost, equilibrium " in held.output
     assert "misreports within the caps" in " ".join(lying.output.split())
+
+
+def test_tables_of_training_compare_what_may_differ():
+    """Learned play is truthful play but for reports; only where these are free are there columns of both."""
+    text = {}
+    for cap in (0.0, 0.5):
+        console = Console(record=True, width=120, file=io.StringIO())
+        options = {"homes": 3, "windows": 4, "demand_cap": cap}
+        train(suited("pem_v0", options=options, steps=600, contexts=2, num_envs=4), f"cap-{cap}", console)
+        text[cap] = console.export_text()
+    assert "social cost of a step, truthful = equilibrium = learned" in text[0.0]
+    assert "price of anarchy, equilibrium = learned" in text[0.0]
+    for row in ("truthful", "equilibrium", "learned"):
+        assert f"social cost of a step, {row} " in text[0.5]
 
 
 def test_cli_trains_with_misreports_on(folder):

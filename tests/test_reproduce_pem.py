@@ -103,6 +103,14 @@ def test_prices_by_the_formula_and_window_by_window(written):
     ends, first, last = claim(written, "price is ps in the first windows"), sells[0].sum(), sells[-1].sum()
     assert ends["holds"] == str(first == last == 0)
     assert f"; {first} homes sell in the first window, {last} in the last" in ends["note"]
+    # The shipped PV is ahead of the sun; by the sun nobody sells before it has risen, 07:42.
+    pytest.importorskip("pvlib")
+    sunny = load_scenario("day300", homes=HOMES, windows=WINDOWS, minutes=MINUTES, pv="clear_sky")
+    by_sun = (nominal(sunny) > 0).sum(axis=1)
+    minute = 7 * 60 + MINUTES * int(np.flatnonzero(by_sun)[0])
+    assert minute > 7 * 60 + 42
+    text = f"ahead of the sun, by the sun under a clear sky 0 do, the first at {minute // 60:02d}:{minute % 60:02d}"
+    assert text in ends["note"]
     low = claim(written, "price is p_l")
     assert float(low["ours_paper_rule"]) == pytest.approx((by_hand == 90.0).mean(), abs=5e-4)
     assert low["holds"] == "True"

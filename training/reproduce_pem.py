@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -110,15 +110,21 @@ def pem(out: Path, report: Callable[[str], None] | None = None, *, homes: int = 
     return [*found, table]
 
 
-def community(homes: int, minutes: int) -> Scenario:
+def community(homes: int, minutes: int, pv: Literal["measured", "clear_sky"] = "measured") -> Scenario:
     """The first homes of the shipped day, from 07:00 to 19:00.
 
+    Args:
+        homes: how many.
+        minutes: length of a window.
+        pv: measured, about an hour ahead of the sun, or that of a clear sky.
+
     Raises:
+        ImportError: ``pv`` needs an extra that is missing.
         ValueError: windows that do not fill the day.
     """
     if MINUTES % minutes:
         raise ValueError(f"minutes must divide {MINUTES}, got {minutes!r}")
-    return load_scenario("day300", homes=homes, windows=MINUTES // minutes, minutes=float(minutes))
+    return load_scenario("day300", homes=homes, windows=MINUTES // minutes, minutes=float(minutes), pv=pv)
 
 
 def play(scenario: Scenario) -> Days:
@@ -232,11 +238,22 @@ def _figure6a(days: Days, out: Path) -> tuple[list[Path], Rows]:
     claims = [
         _claim("price is ps in the first windows and at the end", "yes", _text(retail), ends,
                f"share of windows at ps, where nobody sells; {sellers[0]} homes sell in the first window, "
-               f"{sellers[-1]} in the last"),
+               f"{sellers[-1]} in the last; measured PV is about an hour ahead of the sun, {_by_the_sun(scenario)}"),
         _claim("price is p_l in many windows in the middle of the day", "yes", _text(low), min(low) > 0.0,
                "share of windows at p_l"),
     ]  # fmt: skip
     return save(out, "figure6a-price", figure, rows), claims
+
+
+def _by_the_sun(scenario: Scenario) -> str:
+    """Who sells in the first window where PV follows the sun: a clear sky instead of the measured profiles."""
+    try:
+        sunny = community(scenario.size, round(scenario.minutes), "clear_sky")
+    except ImportError:
+        return "which decides the first windows (the extra clearsky, not installed, has PV by the sun)"
+    sellers = (sunny.generation > sunny.load)[:-1].sum(axis=1)
+    first = _hours(sunny)[np.argmax(sellers > 0)]
+    return f"by the sun under a clear sky {sellers[0]} do, the first at {int(first):02d}:{round(60 * (first % 1)):02d}"
 
 
 def unclipped_price(scenario: Scenario) -> Floats:

@@ -16,20 +16,48 @@ if TYPE_CHECKING:
     from training.truthfulness import Truthfulness
 
 
-def _agents(rows: list[dict[str, Any]], played: str, reference: str, money: str) -> Table:
+def _alike(named: dict[str, list[Any]], deviations: str | None) -> dict[str, list[Any]]:
+    """Columns of numbers by name; where no deviation is allowed those that agree are one column with all their names.
+
+    Profiles that may differ in reports alone are then one profile: to compare them would say nothing.
+    """
+    if deviations != "":
+        return named
+    merged: list[tuple[str, list[Any]]] = []
+    for name, values in named.items():
+        numbers = np.array(values, float)  # what is undefined is NaN
+        for index, (names, kept) in enumerate(merged):
+            if np.allclose(numbers, np.array(kept, float), rtol=1e-9, atol=1e-12, equal_nan=True):
+                merged[index] = (f"{names} = {name}", kept)
+                break
+        else:
+            merged.append((name, values))
+    return dict(merged)
+
+
+def _agents(rows: list[dict[str, Any]], played: str, reference: str, money: str, deviations: str | None) -> Table:
     table = Table(title=f"cost per agent [{money}]", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("agent")
-    bounded = "regret_bound" in rows[0]
-    for column in (reference, "equilibrium", played, "utility gap", "exploitability", *["bound"] * bounded):
+    names = {reference: "cost_truthful", "equilibrium": "cost_equilibrium", played: "cost"}
+    costs = _alike({name: [row[key] for row in rows] for name, key in names.items()}, deviations)
+    columns = {name: [f"{value:.4f}" for value in values] for name, values in costs.items()}
+    if len(costs) == len(names):
+        columns["utility gap"] = [f"{row['utility_gap']:.4f}" for row in rows]
+    if deviations != "":
+        columns["exploitability"] = [f"{round(row['exploitability'], 6) + 0.0:.6f}" for row in rows]
+        if "regret_bound" in rows[0]:
+            columns["bound"] = [f"{row['regret_bound']:.4f}" for row in rows]
+    for column in columns:
         table.add_column(column, justify="right")
-    for row in rows:
-        table.add_row(
-            row["agent"],
-            *(f"{row[key]:.4f}" for key in ("cost_truthful", "cost_equilibrium", "cost", "utility_gap")),
-            f"{round(row['exploitability'], 6) + 0.0:.6f}",
-            *([f"{row['regret_bound']:.4f}"] if bounded else []),
-        )
+    for row, *cells in zip(rows, *columns.values(), strict=True):
+        table.add_row(row["agent"], *cells)
     return table
+
+
+def _single(label: str, named: dict[str, Any], deviations: str | None) -> list[tuple[str, Any]]:
+    """Rows of one number by profile, those that are the same one together."""
+    found = _alike({name: [value] for name, value in named.items()}, deviations)
+    return [(f"{label}, {name}", value) for name, (value,) in found.items()]
 
 
 def _episodes(rows: list[dict[str, Any]], names: list[str], played: str, reference: str, money: str) -> Table:
@@ -69,8 +97,11 @@ def print_training(metrics: dict[str, Any], console: Console) -> None:
     if over is not None and "episode_gain" in agents[0]:
         console.print(_episodes(agents, [row["agent"] for row in agents], "learned", reference, money))
     else:
-        console.print(_agents(agents, "learned", reference, money))
+        console.print(_agents(agents, "learned", reference, money, over))
     step = "" if over is None else " of a step"
+    profiles = {reference: "truthful", "equilibrium": "equilibrium", "learned": "learned", "planner": "coordinated"}
+    costs = {name: metrics[f"social_cost_{key}"] for name, key in profiles.items()}
+    anarchy = {"equilibrium": metrics["price_of_anarchy"], "learned": metrics["price_of_anarchy_learned"]}
     share = metrics["nashconv_ratio"]
     # Where truth is an equilibrium there is nothing to compare with.
     compared = "" if share is None else f" ({share:.3%} of {reference})"
@@ -89,12 +120,8 @@ def print_training(metrics: dict[str, Any], console: Console) -> None:
         _pairs(
             [
                 *episode,
-                (f"social cost{step}, {reference}", f"{metrics['social_cost_truthful']:.4f}"),
-                (f"social cost{step}, equilibrium", f"{metrics['social_cost_equilibrium']:.4f}"),
-                (f"social cost{step}, learned", f"{metrics['social_cost_learned']:.4f}"),
-                (f"social cost{step}, planner", f"{metrics['social_cost_coordinated']:.4f}"),
-                ("price of anarchy, equilibrium", _ratio(metrics["price_of_anarchy"])),
-                ("price of anarchy, learned", _ratio(metrics["price_of_anarchy_learned"])),
+                *((label, f"{cost:.4f}") for label, cost in _single(f"social cost{step}", costs, over)),
+                *((label, _ratio(value)) for label, value in _single("price of anarchy", anarchy, over)),
                 *(nashconv if over != "" else []),
                 (
                     f"payoff against {reference}, all; worst agent",
@@ -132,17 +159,20 @@ def print_evaluation(found: Evaluation, title: str, console: Console, played: Ep
             )
         )
         console.print("Single steps, what moves the state as played:")
-    console.print(_agents(found.rows(), "played", reference, found.money))
+    console.print(_agents(found.rows(), "played", reference, found.money, found.deviations))
+    costs = {
+        reference: found.social_cost_truthful,
+        "equilibrium": found.social_cost_equilibrium,
+        "played": found.social_cost,
+        "planner": found.social_cost_coordinated,
+    }
+    anarchy = {"equilibrium": found.price_of_anarchy, "played": found.price_of_anarchy_played}
     nashconv = [("NashConv", f"{round(found.nashconv, 6) + 0.0:.6f} ± {found.interval:.6f}")]
     console.print(
         _pairs(
             [
-                (f"social cost, {reference}", f"{found.social_cost_truthful:.4f}"),
-                ("social cost, equilibrium", f"{found.social_cost_equilibrium:.4f}"),
-                ("social cost, played", f"{found.social_cost:.4f}"),
-                ("social cost, planner", f"{found.social_cost_coordinated:.4f}"),
-                ("price of anarchy, equilibrium", _ratio(found.price_of_anarchy)),
-                ("price of anarchy, played", _ratio(found.price_of_anarchy_played)),
+                *((label, f"{cost:.4f}") for label, cost in _single("social cost", costs, found.deviations)),
+                *((label, _ratio(value)) for label, value in _single("price of anarchy", anarchy, found.deviations)),
                 *(nashconv if found.deviations != "" else []),
                 *_contexts(found.contexts, found.nearest, found.equilibrium, found.deviations),
             ]

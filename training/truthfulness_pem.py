@@ -36,6 +36,8 @@ PRICES = Prices(*map(np.array, (80.0, 90.0, 110.0, 120.0)))
 HOMES, WINDOWS, CAP = 20, 20, 3.0
 # Best gains are certified to this in worked deviations, on a scenario, and for fields together [cents/h].
 WORKED_TOLERANCE, TOLERANCE, JOINT_TOLERANCE = 1e-3, 1e-2, 0.3
+# Marks bounds of searches that ended short of their tolerance.
+LOOSE = "*"
 # S of sellers in the worked deviations [kW].
 CAPACITY = 5.0
 
@@ -69,6 +71,8 @@ class Gain:
     """of the best report in the range; None if not searched for"""
     bound: float | None
     """no report in the range gains more; None if not searched for"""
+    certified: bool | None
+    """whether the search reached its tolerance; None if not searched for"""
 
     def row(self) -> dict[str, Any]:
         """Plain data."""
@@ -91,6 +95,8 @@ class Regret:
     """(P, C, n) of the best misreport"""
     bound: Floats
     """(P, C, n) no misreport gains more"""
+    certified: NDArray[np.bool_]
+    """(P, C, n) whether all searches reached their tolerance"""
 
     @property
     def interval(self) -> Floats:
@@ -132,6 +138,7 @@ class Regret:
             {"pricing": pricing, "claim": CLAIM}
             | {name: float(values[p]) for name, values in shares.items()}
             | {"most": float(self.gain[p].max()), "most_certificate": float(self.bound[p].max())}
+            | {"short_of_tolerance": int((~self.certified[p]).sum())}
             for p, pricing in enumerate(self.pricings)
         ]
 
@@ -215,11 +222,11 @@ def gains(deviation: Deviation, *, search: bool = True) -> list[Gain]:
         before, after = (settlement.price(homes, each, PRICES, pricing) for each in (truth, told))
         turnover = abs(float(_payment(homes, truth, PRICES, pricing, response)[agent]))
         gain = regret(homes, agent, told, PRICES, pricing, response)
-        best, bound = None, None
+        best, bound, certified = None, None, None
         if search:
             most = best_misreport(homes, agent, truth, PRICES, fields, pricing, response, cap, tolerance)
             # The search may stop short of the deviation itself, by its tolerance.
-            best, bound = max(most.gain, gain) / turnover, most.bound / turnover
+            best, bound, certified = max(most.gain, gain) / turnover, most.bound / turnover, most.certified
         found.append(
             Gain(
                 deviation.name,
@@ -230,6 +237,7 @@ def gains(deviation: Deviation, *, search: bool = True) -> list[Gain]:
                 gain / turnover,
                 best,
                 bound,
+                certified,
             )
         )
     return found
@@ -286,7 +294,7 @@ def audit(
     homes, truth, _ = env.decode(env.params, state._replace(time=chosen.astype(np.int32)), idle)
     cap = dict(zip(Reports._fields, env.caps, strict=True))
     shape = (len(pricings), *homes.nominal.shape)
-    payment, gain, bound = np.zeros(shape), np.zeros(shape), np.zeros(shape)
+    payment, gain, bound, certified = np.zeros(shape), np.zeros(shape), np.zeros(shape), np.ones(shape, bool)
     for p, pricing in enumerate(pricings):
         payment[p] = _payment(homes, truth, env.params.prices, pricing, env.response)
         for c, window in enumerate(chosen):
@@ -301,8 +309,9 @@ def audit(
                     )  # fmt: skip
                     gain[p, c, agent] = max(gain[p, c, agent], best.gain)
                     bound[p, c, agent] = max(bound[p, c, agent], best.bound)
+                    certified[p, c, agent] &= best.certified
     agents = env.scenario.agents
-    return Regret(agents, tuple(pricings), chosen, np.sign(homes.nominal), payment, gain, bound)
+    return Regret(agents, tuple(pricings), chosen, np.sign(homes.nominal), payment, gain, bound, certified)
 
 
 def _payment(homes: Homes, reports: Reports, prices: Prices, pricing: Pricing, response: Response) -> Floats:
@@ -325,7 +334,8 @@ def _one_hot(agent: int, size: int, scale: float) -> Floats:
 def print_worked(found: Sequence[Gain], console: Console) -> None:
     """The worked deviations, a row each with a line for every rule."""
     title = f"gain of one home's misreport, % of its sales or bill; the paper claims {CLAIM:g}"
-    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_lines=True)
+    caption = f"{LOOSE} the search ended short of its tolerance" if any(x.certified is False for x in found) else None
+    table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_lines=True)
     table.add_column("deviation", width=20)
     table.add_column("pricing", no_wrap=True)
     for column in ("price", "with it", "gains", "best\ngains", "at\nmost"):
@@ -335,8 +345,11 @@ def print_worked(found: Sequence[Gain], console: Console) -> None:
         for each in found:
             if each.case == name:
                 prices = (f"{price:.2f}" for price in (each.price, each.price_told))
-                searched = ("--joint" if part is None else f"{_percent(part):.3f}" for part in (each.best, each.bound))
-                lines.append((each.pricing, *prices, f"{_percent(each.gain):+.2f}", *searched))
+                best, most = (
+                    "--joint" if part is None else f"{_percent(part):.3f}" for part in (each.best, each.bound)
+                )
+                loose = LOOSE if each.certified is False else ""
+                lines.append((each.pricing, *prices, f"{_percent(each.gain):+.2f}", best, f"{most}{loose}"))
         table.add_row(name, *("\n".join(column) for column in zip(*lines, strict=True)))
     console.print(table)
 
@@ -364,7 +377,13 @@ def print_regret(found: Regret, console: Console) -> None:
             cells += [f"{row[f'regret_{pricing}']:.2f}{spread}", f"{row[f'certificate_{pricing}']:.2f}"]
         table.add_row(row["agent"], f"{row['sells']:.0%}", *cells)
     console.print(table)
-    table = Table(title="best misreports of each home alone, added up", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    short = int((~found.certified).sum())
+    table = Table(
+        title="best misreports of each home alone, added up",
+        caption=f"{short} of {found.certified.size} searches ended short of their tolerance" if short else None,
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
     table.add_column("pricing", no_wrap=True)
     for column in ("sellers,\n% of sales", "buyers,\n% of bill", "most,\ncents/h"):
         table.add_column(column, justify="right", no_wrap=True)

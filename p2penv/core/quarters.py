@@ -29,7 +29,11 @@ MOST_USE = 20.0
 
 
 class Quarters(NamedTuple):
-    """Profiles every 15 minutes."""
+    """Profiles every 15 minutes.
+
+    Those of SimBench, shipped or of the whole year, have PV about an hour ahead of the sun over Kassel, whose clock
+    ``time`` is on: generation begins before sunrise. They are passed on as they are.
+    """
 
     time: NDArray[np.datetime64]  # (M,) start of each quarter of an hour, on the clock of the source
     load: Floats  # (M, 5) of HOUSEHOLDS, in multiples of each one's mean of the year

@@ -89,14 +89,17 @@ class PEM:
 
     ## Agents
     ``home_0 …``: sellers, buyers or neither, window by window. With ``leader="agent"`` also ``buyers_0``, who sets the
-    price for the buyers' coalition.
+    price for the buyers' coalition. All act at once; what follows on the price is the load. With ``response="best"``
+    sellers' loads answer the price in the same window, so that the leader decides before the homes respond, as in the
+    paper. With ``response="agent"`` loads are chosen with only the last price in view: this deviates from that order,
+    so that a window stays one joint action on every face.
 
     ## Actions
-    Homes: ``Box(-1, 1, (5,))``: battery power (times the battery's, projected onto what its charge allows), flexible
-    load (1 ± flexibility of the base load), and the logarithms of what the reported preference k, capacity S and demand
-    are multiplied with, each times its cap. Zero is: battery at rest, base load, truth. ``buyers_0``:
-    ``Box(-1, 1, (1,))`` spans [p_l, p_h]; it counts in general markets. Sellers' loads answer it in the same window;
-    with ``response="agent"`` homes choose loads with the last price in view.
+    Homes: ``Box(-1, 1, (5,))``: battery power (times the battery's, projected onto what its charge and its room allow,
+    and for the logarithm of the reward onto b ≥ −(least load + 0.9)/e), flexible load (1 ± flexibility of the base
+    load), and the logarithms of what the reported preference k, capacity S and demand are multiplied with, each times
+    its cap. Zero is: battery at rest, base load, truth. ``buyers_0``: ``Box(-1, 1, (1,))``, the price, spans
+    [p_l, p_h]; it counts in general markets.
 
     ## Observations
     ``Box(-1, 1)``: own battery and flexibility, prices relative to retail; then own generation, base load, charge and
@@ -118,11 +121,13 @@ class PEM:
     After all windows of the scenario; one window terminates, more truncate.
 
     ## Infos
-    For the market ``price`` [cents/kWh], ``case`` (0 nobody sells, 1 general, 2 extreme), ``saving`` of buyers against
+    For the market ``price`` [cents/kWh], ``case`` (0 no market, 1 general, 2 extreme), ``saving`` of buyers against
     the grid [cents], ``grid_energy`` from the grid [kWh], ``grid_account`` what the grid takes in [cents], ``sellers``
-    and ``buyers`` by number; for each agent ``role``, ``net`` [kW], ``load`` [kW], ``charge`` [kWh], ``bought`` and
-    ``sold`` on the market [kWh], ``payment`` [cents], and, apart since roles change, the paper's ``utility`` of sellers
-    and ``cost`` of buyers, 0 for the others [cents].
+    and ``buyers`` by number, roles being by net power at the load of the action; for each agent ``role``, ``net`` [kW],
+    ``load`` [kW], ``charge`` [kWh], ``bought`` and ``sold`` on the market [kWh], ``payment`` [cents], and, apart since
+    roles change, the paper's ``utility`` of sellers and ``cost`` of buyers, 0 for the others [cents].
+    There is no market where no seller's report supplies anything at p_h or, by the paper's price, claims any supply;
+    what sellers then still have over, with ``response="agent"``, the grid buys.
 
     ## Arguments
     Args:

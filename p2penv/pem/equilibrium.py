@@ -37,6 +37,7 @@ class Misreport(NamedTuple):
     scale: Floats  # (f,) reports as multiples of the truth, field by field
     gain: float  # over the report it was asked about, ≥ 0 [cents/h]
     bound: float  # no report in the range gains more [cents/h]
+    certified: bool  # whether bound − gain is within the tolerance; False: the bound holds, but is looser
 
 
 class _Boxes(NamedTuple):
@@ -126,7 +127,7 @@ def best_misreport(
             (:func:`settlement.best_net`).
         cap: reports are within e^±cap of the truth, in [0, 10]; one for all fields, or one for each.
         tolerance: bound − gain is at most this, or rounding if that is more, unless the search is cut short or the
-            leader is indifferent between prices at a report [cents/h].
+            leader is indifferent between prices at a report; ``certified`` says so [cents/h].
 
     Returns:
         The report, its gain over the report in ``reports``, and what none in the range exceeds. Where a jump is open a
@@ -166,7 +167,8 @@ def best_misreport(
         boxes = _Boxes(*map(np.concatenate, zip(halves._replace(bound=bound), rest, strict=True)))
         seen += len(bound)
     settled = max(settled, boxes.bound.max(initial=-np.inf))
-    return Misreport(scale, best - now, float(max(best, settled)) - now)
+    ceiling = float(max(best, settled))
+    return Misreport(scale, best - now, ceiling - now, ceiling <= best + slack)
 
 
 def exploitability_of(

@@ -27,7 +27,7 @@ Floats = NDArray[np.float64]
 
 INK, FAINT, RULE = "#22272e", "#6b7480", "#c9d0d8"
 SELLER, BUYER = "#d55e00", "#0072b2"  # distinct to colour-blind readers
-CASES = {NO_MARKET: "nobody sells", EXTREME: "extreme market"}
+CASES = {NO_MARKET: "no market", EXTREME: "extreme market"}
 
 
 def draw(env: PEM, state: State, info: Mapping[str, Any]) -> Figure:

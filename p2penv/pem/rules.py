@@ -18,7 +18,7 @@ import numpy as np
 
 from p2penv.core.arrays import Array, clip, gather, namespace, row_sum, running_sum, safe_divide
 
-# Cases of a window: nobody sells at any price, supply is short, supply covers demand at the lowest price.
+# Cases of a window: no supply is offered at any price in range, it is short, it covers demand at the lowest price.
 NO_MARKET, GENERAL, EXTREME = 0, 1, 2
 # The logarithm of a home's utility stays this far from its end [kW].
 MARGIN = 0.1

@@ -293,8 +293,8 @@ def load_scenario(
         day: of the community's profiles, like "2016-07-25".
         profiles: of the community: ``"simbench"``, the whole year 2016 of that package (extra ``simbench``), or a CSV
             of the shipped layout; a relative path is looked for from the working directory, in a file beside it.
-        pv: of the community: ``"measured"``, the profiles', or ``"clear_sky"``, that of a clear sky at the
-            community's place under random clouds (extra ``clearsky``).
+        pv: of the community: ``"measured"``, the profiles', which in SimBench's run an hour ahead of the sun, or
+            ``"clear_sky"``, that of a clear sky at the community's place under random clouds (extra ``clearsky``).
         **overrides: fields to replace; ``minutes`` (whole) and ``start`` move and resize a community's windows.
 
     Raises:
