@@ -667,6 +667,67 @@ def test_homes_do_not_see_each_other(leader):
     assert differs.tolist() == [first]
 
 
+def seen_in_a_day(case, actions, **options):
+    """Observations ``(T + 1, N, F)`` and, by name, infos of the agents' own ``(T + 1, N)`` in a day of actions."""
+    face = make_vector(NAME, 1, scenario=case, forecast=1, forecast_error=0.2, **options)
+    observations, info = face.reset(seed=0)
+    seen, told = [observations[0]], {key: [info[key][0]] for key in AGENT_KEYS}
+    for joint in actions:
+        observations, *_, info = face.step(joint[None])
+        seen.append(info["final_obs"][0] if "final_obs" in info else observations[0])
+        for key in AGENT_KEYS:
+            told[key].append(info[key][0])
+    return np.stack(seen), {key: np.stack(values) for key, values in told.items()}
+
+
+@pytest.mark.parametrize("pricing", PRICINGS)
+@pytest.mark.parametrize("leader", LEADERS)
+def test_what_the_market_does_not_ask_for_stays_with_a_home_all_day(leader, pricing):
+    """A home that only buys: its preference, battery and flexibility matter to nobody, whatever the others do."""
+    case = Scenario.random(6, 24, 1)
+    (buyer, *_) = np.flatnonzero(
+        (case.generation == 0.0).all(axis=0) & (case.preference.max(0) < case.preference.max())
+    )
+    one = np.arange(6) == buyer
+    owned = {"battery_capacity": 4.0, "battery_power": 1.0, "initial_charge": 0.6}
+    case = case.replace(**{name: np.where(one, value, getattr(case, name)) for name, value in owned.items()})
+    halved = ("preference", "loss", "initial_charge", "flexibility", "battery_power", "discharge_efficiency")
+    changed = case.replace(**{name: getattr(case, name) * np.where(one, 0.5, 1.0) for name in halved})
+    options = {"leader": leader, "pricing": pricing, "preference_cap": 0.5, "capacity_cap": 0.5, "demand_cap": 0.5}
+    size = 6 + (leader == "agent")
+    actions = np.random.default_rng(0).uniform(-1.0, 1.0, (24, size, 5))
+    actions[:, buyer, :2] = 0.0  # battery at rest, base load; it may lie about its demand
+    (ours, own), (theirs, other) = (seen_in_a_day(each, actions, **options) for each in (case, changed))
+    rest = np.arange(size) != buyer
+    np.testing.assert_array_equal(ours[:, rest], theirs[:, rest])
+    assert (ours[:, buyer] != theirs[:, buyer]).any(axis=-1).all()
+    for key in AGENT_KEYS:
+        np.testing.assert_array_equal(own[key][:, rest], other[key][:, rest], err_msg=key)
+    assert (own["charge"][:, buyer] != other["charge"][:, buyer]).all()
+    assert len({tuple(row) for row in own["role"]}) > 1
+
+
+def test_demand_of_others_does_not_show_where_supply_covers_it():
+    """At p_l, all day: a buyer sees and is told the same, whatever another one takes."""
+    case = Scenario.random(6, 24, 0).replace(battery_capacity=0.0)
+    buys = np.arange(6) < 3
+    sun = np.where(buys, 0.0, 5.0 + np.arange(6) + np.sin(np.arange(25))[:, None])
+    case = case.replace(generation=sun, preference=0.8 * case.preference, load=0.2 * case.load)
+    changed = case.replace(load=case.load * np.where(np.arange(6) == 1, 0.3, 1.0))
+    assert changed.load.max() == case.load.max()
+    actions = np.random.default_rng(0).uniform(-1.0, 1.0, (24, 6, 5))
+    (ours, own), (theirs, other) = (seen_in_a_day(each, actions) for each in (case, changed))
+    for home in (0, 2):
+        np.testing.assert_array_equal(ours[:, home], theirs[:, home])
+        for key in AGENT_KEYS:
+            np.testing.assert_allclose(own[key][:, home], other[key][:, home], rtol=1e-12, err_msg=key)
+    case_shown = make_functional(NAME, scenario=case, forecast=1).features.index("last_case")
+    assert (ours[1:, :, case_shown] == 1.0).all()  # extreme
+    assert (own["bought"][1:, 1] > other["bought"][1:, 1]).all()
+    # Sellers share what is wanted: they see their own part of it.
+    assert (ours[1:, 4] != theirs[1:, 4]).any()
+
+
 def test_forecasts_are_noisy_and_seeded():
     case = Scenario.random(4, 200, 0)
     env = make_functional(NAME, scenario=case, forecast=3, forecast_error=0.2)

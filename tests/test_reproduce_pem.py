@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from functools import partial
 
 import numpy as np
 import pytest
@@ -230,16 +231,17 @@ def test_bad_settings_are_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_cli_regenerates(tmp_path, monkeypatch):
-    calls = []
-
-    def fake(out, report):
-        report("Figure 4")
-        calls.append(out)
-        return [out / "figure4-coalitions.csv"]
-
-    monkeypatch.setattr(reproduce_pem, "pem", fake)
+def test_cli_regenerates(written, tmp_path, monkeypatch):
+    """The figures themselves, of a small community to save time."""
+    monkeypatch.setattr(reproduce_pem, "pem", partial(reproduce_pem.pem, homes=HOMES, minutes=MINUTES))
     result = CliRunner().invoke(app, ["reproduce", "pem", "--out", str(tmp_path)])
     assert result.exit_code == 0, result.output
-    assert calls == [tmp_path]
-    assert "figure4-coalitions.csv" in result.output.replace("\n", "")
+    for path in written[1]:
+        assert path.name in result.output.replace("\n", "")
+        assert (tmp_path / path.name).is_file()
+        if path.suffix == ".csv":
+            assert (tmp_path / path.name).read_bytes() == path.read_bytes()
+    (tmp_path / "taken").write_text("")
+    refused = CliRunner().invoke(app, ["reproduce", "pem", "--out", str(tmp_path / "taken")])
+    assert refused.exit_code == 2
+    assert "--out: cannot write" in refused.output
