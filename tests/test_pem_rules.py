@@ -315,17 +315,20 @@ def test_a_batch_is_a_loop(pricing):
             np.testing.assert_allclose(ours[window], theirs, rtol=1e-11, atol=1e-11, err_msg=str(name))
 
 
+@pytest.mark.parametrize("buyback", [0.0, 80.0])
 @pytest.mark.parametrize("pricing", PRICINGS)
-def test_jax_and_torch_are_numpy(pricing):
+def test_jax_and_torch_are_numpy(pricing, buyback):
     homes, reports = random_homes(np.random.default_rng(5), (20, 7))
-    ours = both(homes, reports, pricing)
+    prices = PRICES._replace(buyback=buyback)
+    ours = both(homes, reports, pricing, prices)
+    assert all(np.isfinite(each).all() for each in ours)
     with jax.enable_x64(True):
         compiled = jax.jit(lambda *each: both(*each[:2], pricing, each[2]))(
-            *(type(each)(*(jax.numpy.asarray(field) for field in each)) for each in (homes, reports, PRICES))
+            *(type(each)(*(jax.numpy.asarray(field) for field in each)) for each in (homes, reports, prices))
         )
         compiled = [np.asarray(each) for each in compiled]
     torch = array_api_compat.torch
-    tensors = (type(each)(*(torch.asarray(np.asarray(field)) for field in each)) for each in (homes, reports, PRICES))
+    tensors = (type(each)(*(torch.asarray(np.asarray(field)) for field in each)) for each in (homes, reports, prices))
     homes_t, reports_t, prices_t = tensors
     others = [np.asarray(each) for each in both(homes_t, reports_t, pricing, prices_t)]
     for a, b, c in zip(ours, compiled, others, strict=True):
