@@ -252,8 +252,8 @@ def _by_the_sun(scenario: Scenario) -> str:
     except ImportError:
         return "which decides the first windows (the extra clearsky, not installed, has PV by the sun)"
     sellers = (sunny.generation > sunny.load)[:-1].sum(axis=1)
-    first = _hours(sunny)[np.argmax(sellers > 0)]
-    return f"by the sun under a clear sky {sellers[0]} do, the first at {int(first):02d}:{round(60 * (first % 1)):02d}"
+    hour, minute = divmod(round(60.0 * _hours(sunny)[np.argmax(sellers > 0)]), 60)
+    return f"by the sun under a clear sky {sellers[0]} do, the first at {hour:02d}:{minute:02d}"
 
 
 def unclipped_price(scenario: Scenario) -> Floats:

@@ -51,7 +51,7 @@ def read_matrix(path: Any, *, power: bool = False) -> Floats:
     values = table.numbers(range(len(table.names)))
     if power:
         for name, series in zip(table.names, values.T, strict=True):
-            _plausible(f"{table.file}", name, series)
+            _plausible(table.file, name, series)
     return values
 
 
@@ -95,7 +95,7 @@ def read_smart(
 
     Times are ISO dates with or without an offset from UTC, or seconds since 1970. Without ``gen`` the home has no
     generation. Generation is turned if a tenth of its readings or more are below standby, −0.1 kW, and none are above
-    0.1 kW. Kilowatts are taken for watts, and refused, where half of the readings above standby exceed 50 kW.
+    0.1 kW. Readings are taken for watts called kW, and refused, where half of those above standby exceed 50 kW.
 
     Args:
         path: CSV file.

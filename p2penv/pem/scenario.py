@@ -330,7 +330,7 @@ def adapt(
     pv: str | None = None,
     **overrides: Any,
 ) -> Scenario:
-    """A scenario that is not made of profiles, by the arguments of :func:`load_scenario`.
+    """A scenario whose homes are given, not made of profiles, changed by the arguments of :func:`load_scenario`.
 
     Raises:
         ValueError: what only a community can choose, or what :meth:`Scenario.select` and building a scenario raise.
@@ -338,7 +338,7 @@ def adapt(
     """
     for key, value in (("day", day), ("profiles", profiles), ("pv", pv)):
         if value is not None:
-            raise ValueError(f"{key} {value!r} cannot be chosen: scenario {scenario.name!r} is not made of profiles")
+            raise ValueError(f"{key} {value!r} cannot be chosen: the homes of scenario {scenario.name!r} are given")
     scenario = scenario.select(homes, windows, seed)
     return scenario.replace(**overrides) if overrides else scenario
 
