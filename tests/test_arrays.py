@@ -2,13 +2,14 @@
 
 import math
 
+import jax
 import numpy as np
 import pytest
 from array_api_compat import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from p2penv.core.arrays import SHORT, clip, column, row_sum, row_sums, scalar, smaller, vector
+from p2penv.core.arrays import SHORT, clip, column, order, row_sum, row_sums, scalar, smaller, some, vector
 
 
 @pytest.mark.parametrize("shape", [(3,), (1,), (1, 3), (4, 3), (1, 1, 3), (2, 1, 3), (0, 3), (1, 2 * SHORT)])
@@ -67,3 +68,13 @@ def test_sums_of_rows_are_those_of_each(size, envs, dtype):
         np.testing.assert_allclose(np.reshape(total, -1), row.sum(axis=-1), rtol=1e-5, atol=1e-5)
         assert np.ndim(total) == (len(row) > 1)
         assert np.result_type(total) == dtype
+
+
+@pytest.mark.parametrize("xp", [np, jax.numpy, torch], ids=["numpy", "jax", "torch"])
+def test_some_is_any_and_order_sorts(xp):
+    for mask in ([False, False], [False, True], [[False], [True]], False, True):
+        assert some(xp.asarray(mask)) == np.any(mask)
+    assert some(np.float64(1.0) > 0.0)
+    assert not some(False)
+    values = np.random.default_rng(0).normal(size=(3, 7))
+    np.testing.assert_array_equal(np.asarray(order(xp.asarray(values))), np.argsort(values, axis=-1))

