@@ -549,6 +549,14 @@ def test_turns_refuse_wrong_shapes_at_once_and_go_on(shape):
     assert all(turns.terminations.values())
 
 
+def test_state_is_not_made_of_what_users_were_given():
+    face = make_parallel(NAME, horizon=2)
+    given, _ = face.reset(seed=0)
+    joint = np.concatenate(list(given.values()))
+    given["prosumer_0"][:] = 9.0
+    np.testing.assert_array_equal(face.state(), joint)
+
+
 def test_turns_keep_no_reference_to_actions():
     """One buffer for all: each agent plays what was in it in its turn."""
     turns, buffer = communication_v0.raw_env(), np.zeros(2)

@@ -162,7 +162,7 @@ class MarketParallelEnv(ParallelEnv[str, Observation, NDArray[Any]]):
         """All observations, flattened ``(N·F,)``."""
         if self._observations is None:
             raise RuntimeError("call reset before state")
-        return self._observations.reshape(-1)
+        return self.runner.observations(self.runner.state)[0].reshape(-1)  # not what users were given, and may change
 
     def render(self) -> NDArray[np.uint8] | None:
         """Picture of the market: an ``(height, width, 3)`` array, or a window with ``"human"``."""
