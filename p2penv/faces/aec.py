@@ -60,7 +60,9 @@ class MarketAECEnv(AECEnv[str, Observation, NDArray[Any]]):
         """Choose for the agent whose turn it is.
 
         Raises:
-            ValueError: the action has the wrong shape, is not finite or leaves [−1, 1].
+            ValueError: the action has the wrong shape, is not finite or leaves [−1, 1]; the turn is not over then.
+            TypeError: no numbers.
+            RuntimeError: before the first reset.
         """
         if self._actions is None:
             raise RuntimeError("call reset before step")

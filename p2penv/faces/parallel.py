@@ -59,13 +59,13 @@ class MarketParallelEnv(ParallelEnv[str, Observation, NDArray[Any]]):
         self.render_mode = validation.choice("render_mode", render_mode, (None, *self.metadata["render_modes"]))
         self.possible_agents = list(self.runner.agents)
         self.agents: list[str] = []
-        self._pick = itemgetter(*self.possible_agents, self.possible_agents[0])  # of one name it makes no tuple
+        # One name more than needed, for of a single one there would be no tuple.
+        self._pick = itemgetter(*self.possible_agents, self.possible_agents[0])
         self.observation_spaces = self.runner.observation_spaces
         self.action_spaces = self.runner.action_spaces
         self.state_space = spaces.Box(-1.0, 1.0, (int(np.prod(self.runner.observation_shape)),), np.float32)
         self._flags = [dict.fromkeys(self.possible_agents, flag) for flag in (False, True)]  # copies take a quarter
         self._padded = len({space.shape for space in self.action_spaces.values()}) > 1
-        self._observations: Observation | None = None
         self._info: dict[str, NDArray[Any]] = {}
         self._picture = Picture(self.runner, self.render_mode)
         self._market_keys = tuple(key for key, axis in env.info_axes.items() if axis == "env")
@@ -90,8 +90,7 @@ class MarketParallelEnv(ParallelEnv[str, Observation, NDArray[Any]]):
         del options
         self._info = self.runner.reset(seed)
         self.agents = self.possible_agents[:]
-        self._observations = self.runner.observations(self.runner.state)[0]
-        return dict(zip(self.agents, self._observations, strict=True)), self._infos()
+        return dict(zip(self.agents, self._observed(), strict=True)), self._infos()
 
     def step(
         self, actions: dict[str, NDArray[Any]]
@@ -101,18 +100,19 @@ class MarketParallelEnv(ParallelEnv[str, Observation, NDArray[Any]]):
         Raises:
             ValueError: an agent is missing or unknown, or its action has the wrong shape, is not finite or leaves
                 [−1, 1]; nothing has changed then.
+            TypeError: no dictionary, or actions that are no numbers.
+            RuntimeError: before the first reset.
         """
         agents = self.agents
         if not agents:
-            if self._observations is None:
+            if self.runner.state is None:
                 raise RuntimeError("call reset before step")
             return {}, {}, {}, {}, {}
         step = self.runner.step(self.runner.check(self._gather(actions)))
         self._info = step.info
-        self._observations = self.runner.observations(step.state)[0]
         terminated, truncated = step.terminated.item(), step.truncated.item()
         results = (
-            dict(zip(agents, self._observations)),  # noqa: B905, any strictness takes a quarter as long again
+            dict(zip(agents, self._observed())),  # noqa: B905, any strictness takes a quarter as long again
             dict(zip(agents, step.reward.tolist()[0])),  # noqa: B905
             self._flags[terminated].copy(),
             self._flags[truncated].copy(),
@@ -159,10 +159,17 @@ class MarketParallelEnv(ParallelEnv[str, Observation, NDArray[Any]]):
         return self._records(self.agents, info)
 
     def state(self) -> Observation:
-        """All observations, flattened ``(N·F,)``."""
-        if self._observations is None:
+        """All observations, flattened ``(N·F,)``: an array of its own each time.
+
+        Raises:
+            RuntimeError: before the first reset.
+        """
+        if self.runner.state is None:
             raise RuntimeError("call reset before state")
-        return self.runner.observations(self.runner.state)[0].reshape(-1)  # not what users were given, and may change
+        return self._observed().reshape(-1)
+
+    def _observed(self) -> Observation:
+        return self.runner.observations(self.runner.state)[0]
 
     def render(self) -> NDArray[np.uint8] | None:
         """Picture of the market: an ``(height, width, 3)`` array, or a window with ``"human"``."""
