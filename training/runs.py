@@ -24,7 +24,12 @@ ROOT = Path("runs")
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Everything a training run depends on."""
+    """Everything a training run depends on.
+
+    Raises:
+        ValueError: a field out of range.
+        TypeError: an option that cannot be kept with the run as text.
+    """
 
     market: str = "communication_v0"
     options: dict[str, Any] = field(default_factory=dict)

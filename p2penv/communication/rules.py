@@ -38,6 +38,29 @@ def private(params: Params, private_information: Array | None) -> Array:
     return validation.per_agent(params.slope.shape[-1], private_information=private_information)[0]
 
 
+def _variance(variance: Array) -> Array:
+    """The variances ``(..., N)``, where they can be looked at none of them negative."""
+    if isinstance(variance, np.ndarray) and (negative := variance < 0.0).any():
+        index = tuple(int(i) for i in np.argwhere(negative)[0])
+        raise ValueError(f"variance of agent {index[-1]} must be >= 0, got {float(variance[index])!r}")
+    return variance
+
+
+def check_reach(params: Params, name: str, shift: Array) -> None:
+    """Refuse shifts ``(..., N)`` beyond α (8d), where they can be looked at.
+
+    Raises:
+        ValueError: names agent, value and α.
+    """
+    if not isinstance(shift, np.ndarray):
+        return
+    outside = ~(np.abs(shift) <= params.max_shift * (1 + 1e-6))  # float32 actions reach α up to rounding
+    if outside.any():
+        index = tuple(int(i) for i in np.argwhere(outside)[0])
+        allowed = float(params.max_shift[index[-1]])
+        raise ValueError(f"{name} of agent {index[-1]} must be within ±{allowed:g} MWh (8d), got {shift[index]}")
+
+
 def price_at(params: Params, total: Array, bounded: bool) -> Array:
     """Clearing price at report totals ``(...)`` [$/MWh]; see :func:`clearing_price`."""
     if bounded:
@@ -127,29 +150,6 @@ def privacy_loss(scenario: Scenario | Params, shift: Array, variance: Array) -> 
     """
     shift, variance = validation.per_agent(as_params(scenario).slope.shape[-1], shift=shift, variance=variance)
     return privacy_loss_at(shift, _variance(variance))
-
-
-def _variance(variance: Array) -> Array:
-    """The variances ``(..., N)``, where they can be looked at none of them negative."""
-    if isinstance(variance, np.ndarray) and (negative := variance < 0.0).any():
-        index = tuple(int(i) for i in np.argwhere(negative)[0])
-        raise ValueError(f"variance of agent {index[-1]} must be >= 0, got {float(variance[index])!r}")
-    return variance
-
-
-def check_reach(params: Params, name: str, shift: Array) -> None:
-    """Refuse shifts ``(..., N)`` beyond α (8d), where they can be looked at.
-
-    Raises:
-        ValueError: names agent, value and α.
-    """
-    if not isinstance(shift, np.ndarray):
-        return
-    outside = ~(np.abs(shift) <= params.max_shift * (1 + 1e-6))  # float32 actions reach α up to rounding
-    if outside.any():
-        index = tuple(int(i) for i in np.argwhere(outside)[0])
-        allowed = float(params.max_shift[index[-1]])
-        raise ValueError(f"{name} of agent {index[-1]} must be within ±{allowed:g} MWh (8d), got {shift[index]}")
 
 
 def privacy_loss_at(shift: Array, variance: Array) -> Array:

@@ -30,8 +30,8 @@ APART = 1e12
 class Scenario:
     """Parameters of one communication game with N ≥ 2 agents; node 0 is the root.
 
-    Scalars given for a per-agent field are spread over all agents. Everything is checked when it is built.
-    Money in $, energy in MWh.
+    Scalars given for a per-agent field are spread over all agents. Everything is checked when it is built; no number
+    may be larger than 1e9. Money in $, energy in MWh.
 
     Raises:
         ValueError: names field, agent, value and what is allowed; also when no report total keeps every agent's

@@ -50,7 +50,17 @@ def date(name: str, value: Any) -> str:
 
 
 def forecast(ahead: Any, error: Any, horizon: int, unit: str) -> tuple[int, float]:
-    """How many steps ahead forecasts look, 0 for none, and their relative error: 0.1 if not given."""
+    """How many steps ahead forecasts look, 0 for none, and their relative error: 0.1 if not given.
+
+    Args:
+        ahead: ``forecast`` of an environment, a whole number in [0, horizon].
+        error: its ``forecast_error``, ≥ 0; None unless there are forecasts.
+        horizon: steps of an episode.
+        unit: what the steps are called.
+
+    Raises:
+        ValueError: names the option, its value and what is allowed.
+    """
     steps = int(number("forecast", ahead, 0, horizon))
     if steps != ahead:
         raise ValueError(f"forecast must be a whole number of {unit}, got {ahead!r}")
