@@ -9,7 +9,8 @@ from baselines.grid_algorithm import TOLERANCE, algorithm1
 from baselines.uniform import UniformPolicy
 from p2penv.core.arrays import Array, clip, namespace, row_sum, safe_divide
 from p2penv.core.contract import Draw, Noise, Policy
-from p2penv.grid.env import Grid, Params, State
+from p2penv.grid.env import Grid
+from p2penv.grid.hours import Params, State, row_at
 from p2penv.grid.rules import Schedules
 
 
@@ -36,7 +37,7 @@ class GreedyPolicy:
         del observations, noise
         xp, market = namespace(state.charge), params.market
         none = 0.0 * state.charge
-        hour = self.env._hour(state.time)
+        hour = row_at(state.time, self.env.horizon)
         lacking = none + market.demand[hour] - market.solar[hour]
         charge, discharge = self.env.storage(params, state, clip(-lacking, -market.storage_power, market.storage_power))
         lacking = lacking + charge - discharge

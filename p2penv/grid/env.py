@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +15,9 @@ from p2penv.core import validation
 from p2penv.core.arrays import Array, clip, namespace, row_max, row_sum, safe_divide
 from p2penv.core.contract import Draw, Noise, Policy, Role, Step
 from p2penv.core.params import cast, freeze
-from p2penv.grid import rules
-from p2penv.grid.feasible import absorb, backed, charge_floor
+from p2penv.grid import hours, rules
+from p2penv.grid.feasible import charge_floor
+from p2penv.grid.hours import OWN, Game, Hour, Params, State
 from p2penv.grid.loading import load_scenario
 from p2penv.grid.measures import Measures
 from p2penv.grid.observations import Observer
@@ -30,63 +31,7 @@ if TYPE_CHECKING:
     from p2penv.grid.policies import SchedulePolicy
 
 Floats = NDArray[np.float64]
-OWN = ("dispatch", "storage", "curtailment", "limit_price")
 TRADE_PRICES = ("contract", "bilateral", "shadow")
-
-
-class Params(NamedTuple):
-    """Arrays of a market; H hours, n prosumers with K slots for partners, L lines, B buses."""
-
-    market: rules.Params
-    floor: Array  # (H + 1, n) least charge from which the day can end as it must [kWh]
-    charge_price: Array  # (n,) what a stored kWh may be worth, for learners [€/kWh]
-    line_scale: Array  # (L,) limit of a line; where it has none, the largest flow without prosumers [kVA]
-    trade_shadow: Array  # (H + 1, n, K) μ^tr, paid by who receives [€/kWh]; zero but for trade_price="shadow"
-    nodal_shadow: Array  # (H + 1, n) price of the limits (16), paid on net demand [€/kWh]; zero likewise
-    import_shadow: Array  # (H + 1, 1) price of the limits (12), paid on what comes from the grid [€/kWh]; zero likewise
-
-
-class State(NamedTuple):
-    """State of E episodes."""
-
-    charge: Array  # (E, n) in the storage units [kWh]
-    proposal: Array  # (E, n, K) last, as a share of what the pair may trade
-    trade: Array  # (E, n, K) last, received [kW]
-    price: Array  # (E,) last of the grid [€/kWh]
-    imported: Array  # (E,) last σ + b [kW]
-    tariff: Array  # (E,) last c^ta [€/kWh]
-    factor: Array  # (E,) by which the network fee was last multiplied
-    loading: Array  # (E, L) last apparent power, as a share of the line's scale; L = 0 unless the operator plays
-    voltage: Array  # (E, B) last deviation from 1 p.u., as a share of the widest allowed; B = 0 likewise
-    forecast: Array  # (E, n, 2) errors of the forecasts of demand and solar power, standard normal
-    time: Array  # (E,) hours played
-
-
-class Hour(NamedTuple):
-    """What a joint action comes to."""
-
-    planned: Schedules  # (E, n), trade (E, n, K), before the operator cuts anything [kW]
-    flows: Schedules  # the same as it happened
-    proposal: Array  # (E, n, K) as a share of what the pair may trade
-    price: Array  # (E, n, K) of trades [€/kWh]
-    grid_price: Array  # (E,) [€/kWh]
-    imported: Array  # (E,) σ + b [kW]
-    net: Array  # (E, n) η, net demand at the bus as it happened [kW]
-    unserved: Array  # (E, n) demand cut by the operator [kW]
-    cut: Array  # (E,) α
-    network: NetworkState
-    push: Array  # (E, n) network fee before the operator multiplies it [€]
-    fee: Array  # (E, n) [€]
-    tax: Array  # (E, n) tariffs on trades [€]
-    penalty: Array  # (E,) cost of violated limits [€]
-    tariff: Array  # (E,) c^ta [€/kWh]
-    factor: Array  # (E,) of the network fee
-    cost: Array  # (E, n) J [€]
-
-    @property
-    def operator(self) -> Array:
-        """What the operator earns ``(E,)`` [€]."""
-        return row_sum(self.tax + self.fee) - self.penalty
 
 
 class Grid:
@@ -235,6 +180,16 @@ class Grid:
             Role("prosumer", size, len(self.action_names)),
             *([Role("dno", 1, 2, ("tariff", "fee"))] if self.led else []),
         )
+        self.game = Game(
+            self.trade_price,
+            self.network,
+            self.led,
+            self.limit_price,
+            self.tariff_max,
+            self.fee_max,
+            scenario.export,
+            self.horizon,
+        )
         self._solutions: dict[str, Equilibrium] = {}
         self._measures = Measures(self)
         self.params = freeze(self._parameters())
@@ -286,8 +241,8 @@ class Grid:
         alone = rules.passive_state(market, slice(None))
         largest = np.maximum(alone.apparent.max(axis=0), 1e-9)
         scale = np.where(np.isfinite(s.line_limit), s.line_limit, largest)
-        hours, slots = s.hours + 1, s.partner.shape
-        shadows = [np.zeros((hours, *slots)), np.zeros((hours, s.size)), np.zeros((hours, 1))]
+        rows, slots = s.hours + 1, s.partner.shape
+        shadows = [np.zeros((rows, *slots)), np.zeros((rows, s.size)), np.zeros((rows, 1))]
         if self.trade_price == "shadow":
             found = self.solution("vgne").multipliers
             # The last row is never played.
@@ -307,16 +262,8 @@ class Grid:
 
     def observe(self, params: Params, state: State) -> tuple[Array, ...]:
         """Own power and charge, partners' proposals, last trades, price and imports; all in [−1, 1]."""
-        later = self._hour(state.time + self.forecast) if self.forecast else None
-        return self._observer.observe(params.market, state, self._hour(state.time), later)
-
-    def _hour(self, time: Array) -> Array:
-        """Rows of profiles for times ``(E,)``, the last one from the end on; one number where all are the same."""
-        if isinstance(time, np.ndarray):
-            first = time[0]
-            if (time == first).all():
-                return min(int(first), self.horizon)
-        return clip(time, 0 * time, 0 * time + self.horizon)
+        later = hours.row_at(state.time + self.forecast, self.horizon) if self.forecast else None
+        return self._observer.observe(params.market, state, hours.row_at(state.time, self.horizon), later)
 
     def initial(self, params: Params, noise: Noise, num_envs: int) -> State:
         """State of ``num_envs`` fresh days: storage as at first, nothing traded."""
@@ -343,90 +290,11 @@ class Grid:
 
     def storage(self, params: Params, state: State, power: Array) -> tuple[Array, Array]:
         """Charging and discharging ``(E, n)`` nearest to ``power``, charging positive, that the storage allows [kW]."""
-        market = params.market._replace(storage_min=params.floor[self._hour(state.time + 1)])
-        return rules.storage_split(market, state.charge, power)
+        return hours.storage(self.game, params, state, power)
 
     def play(self, params: Params, state: State, actions: Array) -> Hour:
         """What actions ``(E, N, A)`` come to in the hour of the state."""
-        market, hour = params.market, self._hour(state.time)
-        xp = namespace(state.charge)
-        own = actions[:, : market.partner.shape[0], :]
-        demand, solar = market.demand[hour], market.solar[hour]
-        dispatch = 0.5 * (own[..., 0] + 1.0) * market.dispatch_max
-        charge, discharge = self.storage(params, state, own[..., 1] * market.storage_power)
-        curtail = 0.5 * (own[..., 2] + 1.0) * solar
-        limit = 0.5 * (own[..., 3] + 1.0) * self.limit_price
-        proposal = own[..., len(OWN) :] * market.slots
-        mode: rules.Mode = "bilateral" if self.trade_price == "bilateral" else "contract"
-        trade, price = rules.match(market, proposal * market.trade_max, limit, mode)
-        if not self.scenario.export:
-            trade = backed(trade, demand + charge, market.partner)
-            left = rules.grid_exchange(market, dispatch, charge, discharge, curtail, trade, hour)
-            more, dispatch, discharge = absorb(-left, solar - curtail, dispatch, discharge)
-            curtail = curtail + more
-        grid = rules.grid_exchange(market, dispatch, charge, discharge, curtail, trade, hour)
-        if not self.scenario.export:
-            grid = xp.maximum(grid, 0.0 * grid)  # rounding
-        planned = Schedules(dispatch, charge, discharge, curtail, grid, trade)
-        return self._settle(params, state, actions, planned, proposal, price)
-
-    def _settle(
-        self, params: Params, state: State, actions: Array, planned: Schedules, proposal: Array, price: Array
-    ) -> Hour:
-        """Network, fees and bills of what prosumers planned."""
-        market, hour = params.market, self._hour(state.time)
-        xp, alone = namespace(state.charge), 0.0 * state.price
-        net, flows, cut, unserved = rules.net_demand(planned), planned, alone, 0.0 * planned.grid
-        if self.network == "curtail":
-            cut = rules.cut(market, net, hour)
-            taken = cut[:, None] * net
-            flows = planned._replace(grid=planned.grid - taken)
-            unserved, net = xp.maximum(taken, 0.0 * taken), net - taken
-        network = self._carried(market, net, 1.0 - cut, hour)
-        push, rest = self._pushed(market, net, network)
-        tariff, factor = alone + market.tariff, alone + 1.0
-        if self.led:
-            tariff = 0.5 * (actions[:, -1, 0] + 1.0) * self.tariff_max
-            factor = 0.5 * (actions[:, -1, 1] + 1.0) * self.fee_max
-        fee = factor[:, None] * push
-        bill = rules.bill(market, flows, hour, price, tariff)
-        cost = bill.cost + fee + market.step_hours * market.lost_load * unserved
-        if self.trade_price == "shadow":
-            shadow = row_sum(params.trade_shadow[hour] * flows.trade) + params.nodal_shadow[hour] * net
-            cost = cost + market.step_hours * (shadow + params.import_shadow[hour] * flows.grid)
-        total = row_sum(flows.grid)
-        return Hour(
-            planned,
-            flows,
-            proposal,
-            price,
-            rules.grid_price(market, total, hour),
-            total + market.passive_total[hour],
-            net,
-            unserved,
-            cut,
-            network,
-            push,
-            fee,
-            bill.tariff,
-            row_sum(push) + rest,
-            tariff,
-            factor,
-            cost,
-        )
-
-    def _carried(self, market: rules.Params, net: Array, served: Array, hour: Any) -> NetworkState:
-        """Flows and voltages for net demands ``(E, n)``, of reactive demand a part ``(E,)``."""
-        active = market.passive_active[hour] + net @ market.location
-        own = served[:, None] * (market.reactive_demand[hour] @ market.location)
-        return rules.network_state(market, -active, -(market.passive_reactive[hour] + own))
-
-    def _pushed(self, market: rules.Params, net: Array, network: NetworkState) -> tuple[Array, Array]:
-        """What violated limits cost: prosumers ``(E, n)``, and nobody in particular ``(E,)`` [€]."""
-        excess = (network.line_excess, network.voltage_excess, network.angle_excess, network.import_excess)
-        if isinstance(net, np.ndarray) and not any(each.any() for each in excess):
-            return 0.0 * net, 0.0 * network.grid_active
-        return rules.network_fees(market, net, network)
+        return hours.play(self.game, params, state, actions)
 
     def step(self, params: Params, state: State, actions: Array, noise: Noise) -> Step:
         """Play actions ``(E, N, A)``; pure, neither validates nor resets."""
@@ -502,10 +370,10 @@ class Grid:
         """The keys of ``step``'s infos for a fresh day: nobody does anything, passive loads alone."""
         if self.infos == "none":
             return {}
-        none, hour = 0.0 * state.charge, self._hour(state.time)
+        none, hour = 0.0 * state.charge, hours.row_at(state.time, self.horizon)
         flows = Schedules(none, none, none, none, none, 0.0 * state.trade)
         alone = 0.0 * state.price
-        network = self._carried(params.market, none, alone, hour)
+        network = hours.carried(params.market, none, alone, hour)
         quiet = Hour(
             flows,
             flows,
@@ -543,7 +411,7 @@ class Grid:
 
     def flows_at(self, net: Floats, hour: int, cut: float = 0.0) -> NetworkState:
         """Flows and voltages for net demands ``(n,)`` of prosumers in an hour, a share α of which is cut already."""
-        found = self._carried(self.params.market, net[None], np.array([1.0 - cut]), hour)
+        found = hours.carried(self.params.market, net[None], np.array([1.0 - cut]), hour)
         return NetworkState(*(each[0] for each in found))
 
     def encode(self, params: Params, time: Array, flows: Schedules, limit: Array) -> Array:
@@ -557,7 +425,7 @@ class Grid:
         """
         market = params.market
         xp, none = namespace(flows.dispatch), 0.0 * flows.dispatch
-        solar = none + market.solar[self._hour(time)]
+        solar = none + market.solar[hours.row_at(time, self.horizon)]
         rows = [
             2.0 * safe_divide(flows.dispatch, market.dispatch_max + none) - 1.0,
             safe_divide(flows.charge - flows.discharge, market.storage_power + none),

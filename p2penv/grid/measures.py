@@ -12,8 +12,9 @@ from p2penv.grid.policies import KINDS
 from p2penv.grid.rules import Schedules
 
 if TYPE_CHECKING:
-    from p2penv.grid.env import Grid, Hour, Params, State
+    from p2penv.grid.env import Grid
     from p2penv.grid.equilibrium import Equilibrium
+    from p2penv.grid.hours import Hour, Params, State
 
 Floats = NDArray[np.float64]
 # What a measure compares with, by the ending of its name.

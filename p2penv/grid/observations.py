@@ -10,7 +10,7 @@ from p2penv.core.arrays import Array, clip, namespace, safe_divide
 from p2penv.grid import rules
 
 if TYPE_CHECKING:
-    from p2penv.grid.env import State
+    from p2penv.grid.hours import State
     from p2penv.grid.scenario import Scenario
 
 # Scales of what is zero everywhere.

@@ -13,8 +13,9 @@ from p2penv.core.contract import Draw, Noise
 from p2penv.grid.rules import Schedules
 
 if TYPE_CHECKING:
-    from p2penv.grid.env import Grid, Params, State
+    from p2penv.grid.env import Grid
     from p2penv.grid.equilibrium import Kind
+    from p2penv.grid.hours import Params, State
 
 # Kinds of the solver by name of the policy.
 KINDS: Mapping[str, Kind] = {"vgne": "nash", "wardrop": "wardrop", "social_optimum": "social", "no_trade": "no_trade"}

@@ -20,8 +20,9 @@ except ImportError as error:
     raise ImportError("rendering needs matplotlib: pip install 'p2penv[render]'") from error
 
 if TYPE_CHECKING:
-    from p2penv.grid.env import Grid, State
+    from p2penv.grid.env import Grid
     from p2penv.grid.feeder import Feeder
+    from p2penv.grid.hours import State
 
 Floats = NDArray[np.float64]
 
